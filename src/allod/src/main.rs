@@ -1,0 +1,2 @@
+//! A whole cloud in one binary.
+fn main() {}

@@ -1,0 +1,10 @@
+//! identity.
+
+use axum::Router;
+
+use crate::AppState;
+
+/// Routes below `/identity`.
+pub fn router() -> Router<AppState> {
+    Router::new()
+}

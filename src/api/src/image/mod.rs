@@ -1,0 +1,10 @@
+//! image.
+
+use axum::Router;
+
+use crate::AppState;
+
+/// Routes below `/image`.
+pub fn router() -> Router<AppState> {
+    Router::new()
+}

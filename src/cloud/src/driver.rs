@@ -1,0 +1,101 @@
+//! The hands of the cloud on a node. `allod` implements these traits with the children that it runs; tests implement
+//! them in memory. Every call is idempotent: asking twice for the same state is one change and no error.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use model::disk::{Converted, ImageFormat, PoolUsage};
+use model::machine::{Machine, MachineEvent, PowerState, StopMode};
+use model::net::{SwitchStatus, Tables};
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+/// What went wrong, where, and what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DriverError {
+    /// The tenant's data is at fault (an image of a wrong format, say): told to the tenant.
+    #[error("{0}")]
+    BadInput(String),
+    /// Space ran out.
+    #[error("{0}")]
+    Full(String),
+    /// The node is at fault: told to the operator, and to the tenant as "failed on the host".
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Everything that a node can do for its cloud.
+#[derive(Clone)]
+pub struct Drivers {
+    /// Virtual machines.
+    pub machines: Arc<dyn Machines>,
+    /// Volumes and images.
+    pub disks: Arc<dyn Disks>,
+    /// The virtual switch.
+    pub switch: Arc<dyn Switch>,
+}
+
+/// Virtual machines on this node.
+#[async_trait]
+pub trait Machines: Send + Sync {
+    /// Start it: owners of its disks, its ports' sockets, its engine. Running already: nothing happens.
+    async fn start(&self, machine: &Machine) -> Result<(), DriverError>;
+    /// Stop it and end its processes; its volumes and console log stay. Not running: nothing happens.
+    async fn stop(&self, id: Uuid, mode: StopMode) -> Result<(), DriverError>;
+    /// Reset it as by the button on a real machine.
+    async fn reset(&self, id: Uuid) -> Result<(), DriverError>;
+    /// Freeze its vCPUs.
+    async fn pause(&self, id: Uuid) -> Result<(), DriverError>;
+    /// Let them run again.
+    async fn resume(&self, id: Uuid) -> Result<(), DriverError>;
+    /// Remove all traces but its volumes (console log included). It must be stopped.
+    async fn forget(&self, id: Uuid) -> Result<(), DriverError>;
+    /// Machines with a process on this node, also those that an earlier daemon started.
+    async fn list(&self) -> Result<Vec<(Uuid, PowerState)>, DriverError>;
+    /// The end of the serial console's log: at most this many bytes.
+    async fn console_log(&self, id: Uuid, max_bytes: usize) -> Result<Vec<u8>, DriverError>;
+    /// What guests do by themselves: shut down, crash.
+    fn events(&self) -> broadcast::Receiver<MachineEvent>;
+    /// What this node has for guests.
+    fn capacity(&self) -> Capacity;
+}
+
+/// What a node has for guests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capacity {
+    /// Logical processors.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// `kvm` or `qemu`, as `hypervisor_type` tells it.
+    pub engine: String,
+}
+
+/// Volumes and images of this node.
+#[async_trait]
+pub trait Disks: Send + Sync {
+    /// Convert an uploaded file to the image of this id, in a jailed child, and remove the file.
+    async fn import_image(&self, image: Uuid, uploaded: &Path, format: ImageFormat) -> Result<Converted, DriverError>;
+    /// The raw bytes of an image, for its download.
+    fn image_path(&self, image: Uuid) -> PathBuf;
+    /// Remove an image's bytes.
+    async fn delete_image(&self, image: Uuid) -> Result<(), DriverError>;
+    /// Make a volume of this many bytes; from an image it is a clone, grown to the size.
+    async fn create_volume(&self, volume: Uuid, size: u64, image: Option<Uuid>) -> Result<(), DriverError>;
+    /// Remove a volume's bytes.
+    async fn delete_volume(&self, volume: Uuid) -> Result<(), DriverError>;
+    /// Volumes that have bytes on this node.
+    async fn list_volumes(&self) -> Result<Vec<Uuid>, DriverError>;
+    /// Space.
+    async fn usage(&self) -> Result<PoolUsage, DriverError>;
+}
+
+/// The virtual switch of this node.
+#[async_trait]
+pub trait Switch: Send + Sync {
+    /// Obey these tables. Uplinks' TAPs are made (and host addresses and masquerading set up) as they ask.
+    async fn apply(&self, tables: Arc<Tables>) -> Result<(), DriverError>;
+    /// State and counters.
+    async fn status(&self) -> Result<SwitchStatus, DriverError>;
+}

@@ -1,0 +1,105 @@
+//! What the daemon asks of `allod disk` and of the image converter.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The formats in which an image may arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// Plain bytes.
+    Raw,
+    /// QEMU's copy-on-write format, versions 2 and 3; a backing file is refused.
+    Qcow2,
+    /// An ISO 9660 image; kept as it is.
+    Iso,
+}
+
+/// The specification of one `allod disk` process: one volume, served to one guest by vhost-user-blk.
+///
+/// Descriptors are handed over at start, so that the child opens nothing by itself:
+/// the volume's file and a listening Unix socket for vhost-user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// The volume's id; its first 20 characters are the guest's serial number of the disk (virtio 1.2 §5.2.6).
+    pub id: Uuid,
+    /// Size in bytes, a multiple of 512.
+    pub size: u64,
+    /// Writes are refused with an I/O error when set.
+    pub read_only: bool,
+    /// Request queues, 1 to 16.
+    pub queues: u16,
+    /// Open the file with `O_DIRECT` where its filesystem can.
+    pub direct: bool,
+}
+
+/// Requests on the control socket of an `allod disk`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskRequest {
+    /// Report counters and state.
+    Status,
+    /// The volume's file has grown to this many bytes: tell the guest.
+    Resize(u64),
+    /// Complete what is in flight, flush, and end.
+    Stop,
+}
+
+/// State and counters of an `allod disk` since its start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// A guest is connected and its queues run.
+    pub connected: bool,
+    /// Completed reads.
+    pub reads: u64,
+    /// Completed writes.
+    pub writes: u64,
+    /// Completed flushes.
+    pub flushes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Requests that were answered with an error.
+    pub errors: u64,
+    /// Why writers wait (`pool full`), if they do.
+    pub paused: Option<String>,
+}
+
+/// The specification of one conversion of an uploaded file to a raw image, run as a jailed child.
+///
+/// The child is given the two descriptors and this limit, and opens nothing by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConvertSpec {
+    /// The format that the tenant named.
+    pub format: ImageFormat,
+    /// The largest virtual size that is accepted, in bytes.
+    pub max_virtual_size: u64,
+    /// The most CPU time and wall time that the conversion may take, in seconds.
+    pub max_seconds: u64,
+}
+
+/// What a conversion found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Converted {
+    /// The format that the file's bytes show.
+    pub format: ImageFormat,
+    /// The guest-visible size in bytes.
+    pub virtual_size: u64,
+    /// Bytes that are not zero, rounded up to 64 KiB clusters.
+    pub allocated: u64,
+}
+
+/// Space of a pool, in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolUsage {
+    /// The pool's directory.
+    pub path: PathBuf,
+    /// All that the filesystem holds.
+    pub total: u64,
+    /// Free for volumes.
+    pub free: u64,
+    /// The filesystem makes copy-on-write clones (`FICLONE`).
+    pub reflinks: bool,
+}
