@@ -1,2 +1,7 @@
-//! A whole cloud in one binary.
+//! A whole cloud in one binary: the command line, the configuration, and the wiring of all rooms.
+
+mod config;
+mod state;
+mod tls;
+
 fn main() {}
