@@ -1,1 +1,3 @@
-//! The room process.
+//! Processes: how the daemon starts its children, locks them in, finds them again, and talks to them.
+
+pub mod control;
