@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use cloud::Error;
+use cloud::error::Kind;
 use serde_json::json;
 
 /// The services differ in the shape of their faults.
@@ -47,19 +48,22 @@ impl Fault {
 
 /// The status of an error; Neutron differs in quotas (409), Nova and Cinder say 403 or 413.
 fn status(service: Service, error: &Error) -> StatusCode {
+    match error.kind() {
+        Some(Kind::NotFound) => return StatusCode::NOT_FOUND,
+        Some(Kind::BadRequest) => return StatusCode::BAD_REQUEST,
+        Some(Kind::Forbidden) => return StatusCode::FORBIDDEN,
+        Some(Kind::Conflict) => return StatusCode::CONFLICT,
+        Some(Kind::QuotaExceeded) if service == Service::Network => return StatusCode::CONFLICT,
+        Some(Kind::QuotaExceeded) if service == Service::Image => return StatusCode::PAYLOAD_TOO_LARGE,
+        Some(Kind::QuotaExceeded) => return StatusCode::FORBIDDEN,
+        Some(Kind::Unavailable) => return StatusCode::SERVICE_UNAVAILABLE,
+        None => {}
+    }
     match error {
-        Error::NotFound { .. } => StatusCode::NOT_FOUND,
-        Error::BadRequest(_) => StatusCode::BAD_REQUEST,
         Error::Unauthorized(_) => StatusCode::UNAUTHORIZED,
-        Error::Forbidden(_) => StatusCode::FORBIDDEN,
-        Error::Conflict(_) => StatusCode::CONFLICT,
-        Error::QuotaExceeded(_) if service == Service::Network => StatusCode::CONFLICT,
-        Error::QuotaExceeded(_) if service == Service::Image => StatusCode::PAYLOAD_TOO_LARGE,
-        Error::QuotaExceeded(_) => StatusCode::FORBIDDEN,
         Error::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
         Error::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        Error::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-        Error::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -105,6 +109,7 @@ impl IntoResponse for Fault {
 
 fn neutron_type(error: &Error) -> String {
     match error {
+        Error::Named { name, .. } => (*name).into(),
         Error::NotFound { resource, .. } => format!("{}NotFound", resource.replace(' ', "")),
         Error::BadRequest(_) => "HTTPBadRequest".into(),
         Error::Conflict(_) => "Conflict".into(),

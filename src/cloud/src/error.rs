@@ -38,15 +38,58 @@ pub enum Error {
     /// Not now: it may work later.
     #[error("{0}")]
     Unavailable(String),
+    /// One of the above under the name that this service's clients know it by, such as Neutron's `IpAddressInUse`.
+    #[error("{message}")]
+    Named {
+        /// The name.
+        name: &'static str,
+        /// What it amounts to.
+        kind: Kind,
+        /// For the caller.
+        message: String,
+    },
     /// Our own fault; the text is for the log alone.
     #[error("{0}")]
     Internal(String),
+}
+
+/// What a named error amounts to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// As [`Error::NotFound`].
+    NotFound,
+    /// As [`Error::BadRequest`].
+    BadRequest,
+    /// As [`Error::Forbidden`].
+    Forbidden,
+    /// As [`Error::Conflict`].
+    Conflict,
+    /// As [`Error::QuotaExceeded`].
+    QuotaExceeded,
+    /// As [`Error::Unavailable`].
+    Unavailable,
 }
 
 impl Error {
     /// Shorthand for [`Error::NotFound`].
     pub fn not_found(resource: &'static str, id: impl ToString) -> Self {
         Error::NotFound { resource, id: id.to_string() }
+    }
+
+    /// What this amounts to, for rules that act on it; `None` for what has no named form.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Error::NotFound { .. } => Some(Kind::NotFound),
+            Error::BadRequest(_) => Some(Kind::BadRequest),
+            Error::Forbidden(_) => Some(Kind::Forbidden),
+            Error::Conflict(_) => Some(Kind::Conflict),
+            Error::QuotaExceeded(_) => Some(Kind::QuotaExceeded),
+            Error::Unavailable(_) => Some(Kind::Unavailable),
+            Error::Named { kind, .. } => Some(*kind),
+            Error::Unauthorized(_) | Error::TooLarge(_) | Error::UnsupportedMediaType(_) | Error::Internal(_) => {
+                None
+            }
+        }
     }
 }
 
