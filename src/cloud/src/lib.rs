@@ -10,6 +10,7 @@ pub mod driver;
 pub mod error;
 pub mod policy;
 pub mod schema;
+pub mod worker;
 
 pub mod compute;
 pub mod identity;
@@ -32,4 +33,6 @@ pub struct Cloud {
     pub drivers: driver::Drivers,
     /// Users, roles, catalog and token keys in memory.
     pub identity: Arc<identity::Identity>,
+    /// What the background loops of this node are doing; starts empty (`Workers::default()`).
+    pub workers: worker::Workers,
 }
