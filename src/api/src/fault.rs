@@ -1,14 +1,15 @@
 //! Errors as each OpenStack service words them.
 
-use axum::Json;
-use axum::http::StatusCode;
+use axum::extract::OriginalUri;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use cloud::Error;
 use cloud::error::Kind;
 use serde_json::json;
 
 /// The services differ in the shape of their faults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Service {
     /// Keystone: `{"error": {"code", "title", "message"}}`.
     Identity,
@@ -21,7 +22,7 @@ pub enum Service {
 }
 
 impl Service {
-    /// The service that a path belongs to (the whole path, or the one below the service's own prefix is unknown: Identity).
+    /// The service that a whole path belongs to; what is outside all services is worded as Identity does.
     pub fn of_path(path: &str) -> Service {
         match path.split('/').nth(1) {
             Some("compute") => Service::Compute,
@@ -30,19 +31,66 @@ impl Service {
             _ => Service::Identity,
         }
     }
+
+    /// The service that a request was sent to, also from inside a nested router, which sees a shortened path.
+    pub fn of_request(parts: &Parts) -> Service {
+        let original = parts.extensions.get::<OriginalUri>();
+        Service::of_path(original.map_or(parts.uri.path(), |uri| uri.0.path()))
+    }
+
+    /// As metrics and logs call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Service::Identity => "identity",
+            Service::Compute => "compute",
+            Service::Network => "network",
+            Service::Image => "image",
+        }
+    }
 }
 
-/// A domain error on its way out of one service.
+/// An error on its way out of one service.
 #[derive(Debug)]
 pub struct Fault {
     service: Service,
-    error: Error,
+    cause: Cause,
+}
+
+#[derive(Debug)]
+enum Cause {
+    /// A rule said no.
+    Rule(Error),
+    /// HTTP itself said no (405, 406, 411, 416, 429, …).
+    Http(StatusCode, String),
 }
 
 impl Fault {
     /// The error, to be worded as this service does.
     pub fn new(service: Service, error: Error) -> Self {
-        Fault { service, error }
+        Fault {
+            service,
+            cause: Cause::Rule(error),
+        }
+    }
+
+    /// A status that is a matter of HTTP alone, such as 405.
+    pub fn http(service: Service, status: StatusCode, message: impl Into<String>) -> Self {
+        Fault {
+            service,
+            cause: Cause::Http(status, message.into()),
+        }
+    }
+}
+
+/// Turns the error of a rule into the fault of a service: `cloud::…().await.for_service(Service::Compute)?`.
+pub trait ForService<T> {
+    /// See [`ForService`].
+    fn for_service(self, service: Service) -> Result<T, Fault>;
+}
+
+impl<T, E: Into<Error>> ForService<T> for Result<T, E> {
+    fn for_service(self, service: Service) -> Result<T, Fault> {
+        self.map_err(|error| Fault::new(service, error.into()))
     }
 }
 
@@ -69,13 +117,20 @@ fn status(service: Service, error: &Error) -> StatusCode {
 
 impl IntoResponse for Fault {
     fn into_response(self) -> Response {
-        let status = status(self.service, &self.error);
-        let message = match &self.error {
-            Error::Internal(text) => {
-                tracing::error!(error = %text, "internal error");
+        let status = match &self.cause {
+            Cause::Rule(error) => status(self.service, error),
+            Cause::Http(status, _) => *status,
+        };
+        let message = match &self.cause {
+            Cause::Rule(Error::Internal(text)) => {
+                tracing::error!(service = self.service.name(), error = %text, "internal error");
                 "An unexpected error prevented the server from fulfilling your request.".to_owned()
             }
-            other => other.to_string(),
+            Cause::Rule(Error::NotFound { resource, id }) if self.service == Service::Identity => {
+                format!("Could not find {resource}: {id}.")
+            }
+            Cause::Rule(other) => other.to_string(),
+            Cause::Http(_, text) => text.clone(),
         };
         let code = status.as_u16();
         let title = status.canonical_reason().unwrap_or("Error");
@@ -89,32 +144,77 @@ impl IntoResponse for Fault {
                     404 => "itemNotFound",
                     405 => "badMethod",
                     409 => "conflictingRequest",
-                    413 => "overLimit",
+                    413 | 429 => "overLimit",
                     415 => "badMediaType",
+                    501 => "notImplemented",
                     503 => "serviceUnavailable",
                     _ => "computeFault",
                 };
                 json!({key: {"code": code, "message": message}})
             }
-            Service::Network => json!({"NeutronError": {"type": neutron_type(&self.error), "message": message, "detail": ""}}),
+            Service::Network => {
+                json!({"NeutronError": {"type": self.neutron_type(), "message": message, "detail": ""}})
+            }
             Service::Image => json!({"code": format!("{code} {title}"), "title": title, "message": message}),
         };
-        let mut response = (status, Json(body)).into_response();
+        let mut response = (status, axum::Json(body)).into_response();
         if status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert("www-authenticate", axum::http::HeaderValue::from_static("Keystone uri=\"/identity\""));
+            let how = HeaderValue::from_static("Keystone uri=\"/identity\"");
+            response.headers_mut().insert("www-authenticate", how);
         }
+        if matches!(
+            status,
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+        ) {
+            response
+                .headers_mut()
+                .insert("retry-after", HeaderValue::from_static("1"));
+        }
+        response.extensions_mut().insert(Worded);
         response
     }
 }
 
-fn neutron_type(error: &Error) -> String {
-    match error {
-        Error::Named { name, .. } => (*name).into(),
-        Error::NotFound { resource, .. } => format!("{}NotFound", resource.replace(' ', "")),
-        Error::BadRequest(_) => "HTTPBadRequest".into(),
-        Error::Conflict(_) => "Conflict".into(),
-        Error::QuotaExceeded(_) => "OverQuota".into(),
-        Error::Forbidden(_) => "PolicyNotAuthorized".into(),
-        _ => "HTTPInternalServerError".into(),
+impl Fault {
+    fn neutron_type(&self) -> String {
+        match &self.cause {
+            Cause::Rule(Error::Named { name, .. }) => (*name).into(),
+            Cause::Rule(Error::NotFound { resource, .. }) => format!("{}NotFound", resource.replace(' ', "")),
+            Cause::Rule(Error::BadRequest(_)) => "HTTPBadRequest".into(),
+            Cause::Rule(Error::Conflict(_)) => "Conflict".into(),
+            Cause::Rule(Error::QuotaExceeded(_)) => "OverQuota".into(),
+            Cause::Rule(Error::Forbidden(_)) => "PolicyNotAuthorized".into(),
+            Cause::Rule(Error::Unauthorized(_)) => "HTTPUnauthorized".into(),
+            Cause::Rule(Error::Unavailable(_)) => "HTTPServiceUnavailable".into(),
+            Cause::Http(StatusCode::NOT_FOUND, _) => "HTTPNotFound".into(),
+            Cause::Http(StatusCode::METHOD_NOT_ALLOWED, _) => "HTTPMethodNotAllowed".into(),
+            Cause::Http(status, _) if status.is_client_error() => "HTTPClientError".into(),
+            _ => "HTTPInternalServerError".into(),
+        }
+    }
+}
+
+/// Marks a response that carries a service's fault already; the edge words all other errors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Worded;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quota_faults_have_each_services_status() {
+        let of = |service| status(service, &Error::QuotaExceeded(String::new())).as_u16();
+        assert_eq!(of(Service::Network), 409);
+        assert_eq!(of(Service::Image), 413);
+        assert_eq!(of(Service::Compute), 403);
+    }
+
+    #[test]
+    fn paths_name_their_service() {
+        assert_eq!(Service::of_path("/compute/v2.1/servers"), Service::Compute);
+        assert_eq!(Service::of_path("/network"), Service::Network);
+        assert_eq!(Service::of_path("/"), Service::Identity);
+        assert_eq!(Service::of_path("/computer"), Service::Identity);
     }
 }

@@ -3,7 +3,11 @@
 //! A handler does three things: check the request, call one function of `cloud`, shape the answer.
 
 pub mod auth;
+pub mod body;
+pub mod edge;
 pub mod fault;
+pub mod metrics;
+pub mod page;
 
 pub mod compute;
 pub mod identity;
@@ -14,19 +18,38 @@ use std::sync::Arc;
 
 use axum::Router;
 
+pub use edge::{Limits, serve, serve_with};
+
 /// What every handler can reach.
 #[derive(Clone)]
 pub struct AppState {
     /// The cloud.
     pub cloud: Arc<cloud::Cloud>,
+    /// Counters for `/metrics`.
+    pub metrics: metrics::Metrics,
+    /// `/metrics` is answered to others than the node itself.
+    pub open_metrics: bool,
 }
 
-/// All services under their paths.
+impl AppState {
+    /// Everything new, `/metrics` for the node alone.
+    pub fn new(cloud: Arc<cloud::Cloud>) -> Self {
+        AppState {
+            cloud,
+            metrics: metrics::Metrics::default(),
+            open_metrics: false,
+        }
+    }
+}
+
+/// All services under their paths, with all that every request passes.
 pub fn router(state: AppState) -> Router {
-    Router::new()
+    let router = Router::new()
+        .merge(edge::routes())
         .nest("/identity", identity::router())
         .nest("/image", image::router())
         .nest("/compute", compute::router())
         .nest("/network", network::router())
-        .with_state(state)
+        .with_state(state.clone());
+    edge::wrap(router, state)
 }

@@ -73,7 +73,10 @@ pub enum Kind {
 impl Error {
     /// Shorthand for [`Error::NotFound`].
     pub fn not_found(resource: &'static str, id: impl ToString) -> Self {
-        Error::NotFound { resource, id: id.to_string() }
+        Error::NotFound {
+            resource,
+            id: id.to_string(),
+        }
     }
 
     /// What this amounts to, for rules that act on it; `None` for what has no named form.
@@ -86,27 +89,50 @@ impl Error {
             Error::QuotaExceeded(_) => Some(Kind::QuotaExceeded),
             Error::Unavailable(_) => Some(Kind::Unavailable),
             Error::Named { kind, .. } => Some(*kind),
-            Error::Unauthorized(_) | Error::TooLarge(_) | Error::UnsupportedMediaType(_) | Error::Internal(_) => {
-                None
-            }
+            Error::Unauthorized(_)
+            | Error::TooLarge(_)
+            | Error::UnsupportedMediaType(_)
+            | Error::Internal(_) => None,
         }
     }
 }
 
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
-        Error::Internal(error.to_string())
+        match error {
+            store::Error::Sqlite(error) => database(&error),
+            other => Error::Internal(other.to_string()),
+        }
     }
 }
 
 impl From<store::rusqlite::Error> for Error {
     fn from(error: store::rusqlite::Error) -> Self {
-        Error::Internal(format!("database: {error}"))
+        database(&error)
+    }
+}
+
+fn database(error: &store::rusqlite::Error) -> Error {
+    use store::rusqlite::ErrorCode;
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => {
+            tracing::error!("the disk that holds the database is full: free space on it");
+            Error::Unavailable("The cloud cannot store anything now: its disk is full.".into())
+        }
+        _ => Error::Internal(format!("database: {error}")),
     }
 }
 
 impl From<crate::driver::DriverError> for Error {
     fn from(error: crate::driver::DriverError) -> Self {
-        Error::Internal(error.to_string())
+        use crate::driver::DriverError;
+        match error {
+            DriverError::BadInput(text) => Error::BadRequest(text),
+            DriverError::Full(text) => {
+                tracing::error!(error = %text, "a node is full");
+                Error::Unavailable("The cloud has no space left for this.".into())
+            }
+            DriverError::Failed(text) => Error::Internal(text),
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Identity: domains, projects, users, roles, tokens, catalog (Keystone's rules).
 
+pub mod catalog;
+
 use crate::policy::Rule;
 use crate::{Context, Error, Result};
 
@@ -16,6 +18,8 @@ impl Identity {
     /// Validates a token without SQL.
     pub fn validate(&self, token: &str) -> Result<Context> {
         let _ = token;
-        Err(Error::Unauthorized("The request you have made requires authentication.".into()))
+        Err(Error::Unauthorized(
+            "The request you have made requires authentication.".into(),
+        ))
     }
 }
