@@ -1,1 +1,7 @@
-//! End-to-end tests.
+//! What end-to-end tests, benches and developer commands share: a cloud to start, clients to drive it, and the small
+//! tools of both. It knows the daemon from outside only: its command line, its files, its APIs.
+
+pub mod apt;
+pub mod paths;
+pub mod progress;
+pub mod run;
