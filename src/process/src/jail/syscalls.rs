@@ -1,0 +1,336 @@
+//! System-call filters (seccomp(2)): what each kind of child needs, by name.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Enforcement, JailError};
+
+/// The system calls that a kind of child needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Threads, memory, events, and reading and writing descriptors that it was given.
+    Basic,
+    /// `Basic` and io_uring (`allod disk`).
+    Disk,
+    /// `Basic` and what TAP devices need (`allod switch`).
+    Switch,
+    /// The parent of QEMU: what QEMU itself needs, too; QEMU's own sandbox takes away more.
+    Guest,
+}
+
+/// Threads, memory, events, and reading and writing given descriptors.
+const BASIC: &[i64] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev2,
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_fstatfs,
+    libc::SYS_lseek,
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_sync_file_range,
+    libc::SYS_fadvise64,
+    libc::SYS_copy_file_range,
+    libc::SYS_splice,
+    libc::SYS_tee,
+    libc::SYS_sendfile,
+    libc::SYS_flock,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_msync,
+    libc::SYS_brk,
+    libc::SYS_madvise,
+    libc::SYS_mincore,
+    libc::SYS_mlock,
+    libc::SYS_munlock,
+    libc::SYS_memfd_create,
+    libc::SYS_membarrier,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_sigaltstack,
+    libc::SYS_signalfd4,
+    libc::SYS_restart_syscall,
+    libc::SYS_futex,
+    libc::SYS_set_robust_list,
+    libc::SYS_get_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_set_tid_address,
+    libc::SYS_arch_prctl,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_getcpu,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_gettimeofday,
+    libc::SYS_time,
+    libc::SYS_times,
+    libc::SYS_getrusage,
+    libc::SYS_getrandom,
+    libc::SYS_uname,
+    libc::SYS_sysinfo,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getppid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_select,
+    libc::SYS_pselect6,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_eventfd2,
+    libc::SYS_pipe2,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_timerfd_gettime,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_accept4,
+    libc::SYS_accept,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_shutdown,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_fcntl,
+];
+
+const IO_URING: &[i64] = &[
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+];
+
+/// What QEMU 7.2 and its supervisor need beyond `BASIC`. Opening files is allowed: the jail shows only QEMU's own.
+const GUEST: &[i64] = &[
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_access,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_getdents64,
+    libc::SYS_getcwd,
+    libc::SYS_chdir,
+    libc::SYS_umask,
+    libc::SYS_statfs,
+    libc::SYS_ioctl,
+    libc::SYS_dup2,
+    libc::SYS_pipe,
+    libc::SYS_eventfd,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_vfork,
+    libc::SYS_fork,
+    libc::SYS_execve,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_tgkill,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_prctl,
+    libc::SYS_prlimit64,
+    libc::SYS_getrlimit,
+    libc::SYS_setrlimit,
+    libc::SYS_seccomp,
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_setsid,
+    libc::SYS_getsid,
+    libc::SYS_getpgid,
+    libc::SYS_getpgrp,
+    libc::SYS_setpgid,
+    libc::SYS_getpriority,
+    libc::SYS_sched_getparam,
+    libc::SYS_sched_getscheduler,
+    libc::SYS_sched_get_priority_max,
+    libc::SYS_sched_get_priority_min,
+    libc::SYS_getgroups,
+    libc::SYS_getresuid,
+    libc::SYS_getresgid,
+    libc::SYS_capget,
+    libc::SYS_epoll_create,
+    libc::SYS_inotify_init1,
+    libc::SYS_inotify_add_watch,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_fchmod,
+    libc::SYS_unlink,
+    libc::SYS_timer_create,
+    libc::SYS_timer_settime,
+    libc::SYS_timer_delete,
+    libc::SYS_rt_sigsuspend,
+    libc::SYS_rt_sigpending,
+    libc::SYS_pause,
+    libc::SYS_alarm,
+    libc::SYS_setitimer,
+    libc::SYS_getitimer,
+    libc::SYS_mbind,
+    libc::SYS_set_mempolicy,
+    libc::SYS_get_mempolicy,
+    libc::SYS_mlockall,
+    libc::SYS_userfaultfd,
+    libc::SYS_landlock_create_ruleset,
+];
+
+/// What libraries try of their own accord, and live without: answered with "not permitted" instead of death.
+const REFUSED: &[i64] = &[
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_access,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_getcwd,
+    libc::SYS_prlimit64,
+];
+
+/// Requests of ioctl(2) for which no constant is in `libc`: TUNGETIFF, TUNGETFEATURES, TUNSETOFFLOAD, TUNSETVNETHDRSZ.
+const TUN_IOCTLS: &[u64] = &[0x8004_54d2, 0x8004_54cf, 0x4004_54d0, 0x4004_54d8];
+
+/// BLKGETSIZE64: the size of a block device.
+const BLKGETSIZE64: u64 = 0x8008_1272;
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Apply the profile to this thread and all that it makes.
+pub(super) fn filter(profile: Profile, enforcement: Enforcement) -> Result<(), JailError> {
+    let failed = |error: &dyn std::fmt::Display| JailError::Seccomp(error.to_string());
+    let otherwise = match enforcement {
+        Enforcement::Kill => SeccompAction::KillProcess,
+        Enforcement::Log => SeccompAction::Log,
+    };
+    let answers = profile != Profile::Guest && enforcement == Enforcement::Kill;
+    let allowed = allowed(profile, answers).map_err(|e| failed(&e))?;
+    let mut filters = Vec::new();
+    if answers {
+        let refused: Rules = REFUSED.iter().map(|&call| (call, Vec::new())).collect();
+        filters.push((
+            refused,
+            SeccompAction::Allow,
+            SeccompAction::Errno(libc::EPERM.unsigned_abs()),
+        ));
+        // Its flags lie in memory, where a filter cannot look: the C library falls back to clone.
+        let clone3: Rules = [(libc::SYS_clone3, Vec::new())].into();
+        filters.push((
+            clone3,
+            SeccompAction::Allow,
+            SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
+        ));
+    }
+    // The strictest last: it does not allow making filters.
+    filters.push((allowed, otherwise, SeccompAction::Allow));
+    for (rules, mismatch, matched) in filters {
+        let program: BpfProgram = SeccompFilter::new(rules, mismatch, matched, TargetArch::x86_64)
+            .and_then(TryInto::try_into)
+            .map_err(|e| failed(&e))?;
+        apply_filter(&program).map_err(|e| failed(&e))?;
+    }
+    Ok(())
+}
+
+/// `answers`: two more filters are there to refuse a few system calls without killing.
+fn allowed(profile: Profile, answers: bool) -> Result<Rules, seccompiler::BackendError> {
+    let mut rules: Rules = BASIC.iter().map(|&call| (call, Vec::new())).collect();
+    if profile == Profile::Guest {
+        rules.extend(GUEST.iter().map(|&call| (call, Vec::new())));
+        return Ok(rules);
+    }
+    if answers {
+        // Let through here so that the others decide.
+        rules.extend(
+            REFUSED
+                .iter()
+                .chain([&libc::SYS_clone3])
+                .map(|&call| (call, Vec::new())),
+        );
+    }
+    if profile == Profile::Disk {
+        rules.extend(IO_URING.iter().map(|&call| (call, Vec::new())));
+    }
+    // Threads, but no processes.
+    let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+    rules.insert(
+        libc::SYS_clone,
+        vec![argument(0, SeccompCmpOp::MaskedEq(thread), thread)?],
+    );
+    let own = u64::from(std::process::id());
+    rules.insert(libc::SYS_tgkill, vec![argument(0, SeccompCmpOp::Eq, own)?]);
+    let name = u64::from(libc::PR_SET_NAME.unsigned_abs());
+    rules.insert(libc::SYS_prctl, vec![argument(0, SeccompCmpOp::Eq, name)?]);
+    let mut ioctls = vec![libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::TCGETS];
+    if profile == Profile::Disk {
+        ioctls.push(BLKGETSIZE64);
+    }
+    if profile == Profile::Switch {
+        ioctls.extend(TUN_IOCTLS);
+    }
+    let ioctls = ioctls
+        .into_iter()
+        .map(|request| argument(1, SeccompCmpOp::Eq, request));
+    rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);
+    Ok(rules)
+}
+
+fn argument(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(
+        index,
+        SeccompCmpArgLen::Dword,
+        operator,
+        value,
+    )?])
+}
