@@ -25,6 +25,18 @@ fn prison(enforcement: Enforcement) -> Prison {
     Prison { folder, launcher }
 }
 
+impl Drop for Prison {
+    fn drop(&mut self) {
+        for record in self.launcher.runtime.list().unwrap().values() {
+            if let Some(process) = self.launcher.runtime.find(record).unwrap() {
+                process.kill().unwrap();
+                process.wait(Some(Duration::from_secs(20))).unwrap();
+            }
+            self.launcher.forget(&record.name).unwrap();
+        }
+    }
+}
+
 impl Prison {
     fn launch(&self, what: &str, argument: &str, files: Files) -> Launched {
         self.launcher

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tracing::debug;
 
@@ -39,8 +40,16 @@ pub(super) fn confine(name: &str, pid: i32, limits: CgroupLimits) {
 /// Remove the groups of a child that has ended.
 pub(super) fn remove(name: &str) {
     for hierarchy in hierarchies() {
-        // Absent, or not yet empty: it is tried again when the name is used again.
-        let _ = fs::remove_dir(hierarchy.parent.join(name));
+        let group = hierarchy.parent.join(name);
+        // The kernel takes a process out of its group some microseconds after it tells of the process's end.
+        for _ in 0..100 {
+            match fs::remove_dir(&group) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    std::thread::sleep(Duration::from_millis(1))
+                }
+                _ => break,
+            }
+        }
         let _ = fs::remove_dir(&hierarchy.parent);
     }
 }
