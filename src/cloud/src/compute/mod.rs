@@ -1,7 +1,92 @@
-//! compute.
-use crate::policy::Rule;
+//! Compute: flavors, key pairs, servers, quotas (Nova's rules), and the loop that brings servers to what they should be.
+//!
+//! ```text
+//!   api ──▶ servers::{create, actions, …} ──▶ compute_servers row: wanted, generation, task_state
+//!                                                    │ store event
+//!                                                    ▼
+//!                    reconciler (one task per server): state::plan(row, machine) ──▶ steps ──▶ drivers
+//!                                                    │
+//!                                                    ▼
+//!                                          row: vm_state, power_state, fault
+//! ```
+
+pub mod actions;
+pub mod flavors;
+pub mod groups;
+pub mod hosts;
+mod images;
+pub mod keypairs;
+pub mod metadata;
+mod ports;
+pub mod quotas;
+mod reconciler;
+mod scheduler;
+pub mod servers;
+pub mod state;
+mod time;
+pub mod usage;
+
+pub use metadata::metadata_of;
+pub use ports::Address;
+pub use reconciler::{Settings, spawn, spawn_with};
+pub use time::{Micros, now};
+
+use crate::error::Kind;
+use crate::policy::{Rule, Who, rule};
+
+/// 404 with words that [`crate::Error::NotFound`] cannot form.
+fn missing(message: impl Into<String>) -> crate::Error {
+    crate::Error::Named { name: "itemNotFound", kind: Kind::NotFound, message: message.into() }
+}
 
 /// Who may do what.
-pub const POLICY: &[Rule] = &[];
-/// Tables.
-pub const SCHEMA: &str = "";
+pub const POLICY: &[Rule] = &[
+    rule("flavors", "list", Who::Reader),
+    rule("flavors", "show", Who::Reader),
+    rule("flavors", "create", Who::Admin),
+    rule("flavors", "update", Who::Admin),
+    rule("flavors", "delete", Who::Admin),
+    rule("flavor_extra_specs", "list", Who::Reader),
+    rule("flavor_extra_specs", "update", Who::Admin),
+    rule("flavor_access", "list", Who::Admin),
+    rule("flavor_access", "update", Who::Admin),
+    rule("key_pairs", "list", Who::Reader),
+    rule("key_pairs", "show", Who::Reader),
+    rule("key_pairs", "create", Who::Member),
+    rule("key_pairs", "delete", Who::Member),
+    rule("key_pairs", "any_user", Who::Admin),
+    rule("servers", "list", Who::Reader),
+    rule("servers", "list_all_projects", Who::Admin),
+    rule("servers", "show", Who::Reader),
+    rule("servers", "show_host", Who::Admin),
+    rule("servers", "create", Who::Member),
+    rule("servers", "create_on_host", Who::Admin),
+    rule("servers", "update", Who::Member),
+    rule("servers", "delete", Who::Member),
+    rule("servers", "action", Who::Member),
+    rule("servers", "console_log", Who::Member),
+    rule("servers", "reset_state", Who::Admin),
+    rule("servers", "unlock_others", Who::Admin),
+    rule("servers", "diagnostics", Who::Admin),
+    rule("server_actions", "list", Who::Reader),
+    rule("server_actions", "show_events", Who::Admin),
+    rule("server_groups", "list", Who::Reader),
+    rule("server_groups", "list_all_projects", Who::Admin),
+    rule("server_groups", "show", Who::Reader),
+    rule("server_groups", "create", Who::Member),
+    rule("server_groups", "delete", Who::Member),
+    rule("availability_zones", "list", Who::Reader),
+    rule("availability_zones", "detail", Who::Admin),
+    rule("hypervisors", "list", Who::Admin),
+    rule("services", "list", Who::Admin),
+    rule("limits", "show", Who::Reader),
+    rule("limits", "show_other_project", Who::Admin),
+    rule("quota_sets", "show", Who::Reader),
+    rule("quota_sets", "defaults", Who::Reader),
+    rule("quota_sets", "update", Who::Admin),
+    rule("usage", "show", Who::Reader),
+    rule("usage", "list", Who::Admin),
+];
+
+/// Tables, and the mandatory flavors.
+pub const SCHEMA: &str = include_str!("schema.sql");

@@ -1,0 +1,306 @@
+//! What can be done to a server, and what was done (`os-instance-actions`).
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::servers::{LockedBy, Server, find, record};
+use super::state::{Power, Task, VmState, Wanted};
+use super::{Micros, now, ports};
+use crate::{Cloud, Context, Error, Result};
+
+/// An action on a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Turn it on.
+    Start,
+    /// Turn it off.
+    Stop,
+    /// Let it shut down and start again; `hard`: pull the plug.
+    Reboot {
+        /// Pull the plug.
+        hard: bool,
+    },
+    /// Freeze it.
+    Pause,
+    /// Thaw it.
+    Unpause,
+    /// Refuse changes by its project's members.
+    Lock {
+        /// Why (2.73).
+        reason: Option<String>,
+    },
+    /// Allow them again.
+    Unlock,
+    /// Say that it is in this state; for admins.
+    ResetState {
+        /// `active`; else `error`.
+        active: bool,
+    },
+    /// Add a security group to all its ports.
+    AddSecurityGroup(String),
+    /// Remove one from all its ports.
+    RemoveSecurityGroup(String),
+    /// Remove it.
+    Delete,
+}
+
+impl Action {
+    /// Nova's name of the action in its error messages.
+    fn verb(&self) -> &'static str {
+        match self {
+            Action::Start => "start",
+            Action::Stop => "stop",
+            Action::Reboot { .. } => "reboot",
+            Action::Pause => "pause",
+            Action::Unpause => "unpause",
+            Action::Lock { .. } => "lock",
+            Action::Unlock => "unlock",
+            Action::ResetState { .. } => "reset state",
+            Action::AddSecurityGroup(_) => "addSecurityGroup",
+            Action::RemoveSecurityGroup(_) => "removeSecurityGroup",
+            Action::Delete => "delete",
+        }
+    }
+
+    /// The states that it is possible in.
+    fn check(&self, server: &Server) -> Result<()> {
+        use Task::*;
+        use VmState::*;
+        let vm = server.vm_state;
+        let allowed = match self {
+            Action::Start => vm == Stopped,
+            Action::Stop => matches!(vm, Active | Error),
+            Action::Reboot { hard: false } => vm == Active,
+            Action::Reboot { hard: true } => matches!(vm, Active | Stopped | Paused | Error),
+            Action::Pause => vm == Active,
+            Action::Unpause => vm == Paused,
+            Action::AddSecurityGroup(_) | Action::RemoveSecurityGroup(_) => vm != Building,
+            Action::Lock { .. } | Action::Unlock | Action::ResetState { .. } | Action::Delete => true,
+        };
+        if !allowed {
+            return Err(crate::Error::Conflict(format!(
+                "Cannot '{}' instance {} while it is in vm_state {}",
+                self.verb(),
+                server.id,
+                vm.as_str()
+            )));
+        }
+        let Some(task) = server.task_state else { return Ok(()) };
+        let allowed = match self {
+            Action::Reboot { hard: true } => {
+                matches!(task, Rebooting | RebootStarted | RebootingHard | RebootStartedHard | Pausing | Unpausing)
+            }
+            Action::Start | Action::Stop | Action::Reboot { hard: false } | Action::Pause | Action::Unpause => false,
+            _ => true,
+        };
+        if allowed {
+            return Ok(());
+        }
+        Err(crate::Error::Conflict(format!(
+            "Cannot '{}' instance {} while it is in task_state {}",
+            self.verb(),
+            server.id,
+            task.as_str()
+        )))
+    }
+}
+
+/// Carries out an action, or writes down that the reconciler should.
+pub async fn act(cloud: &Cloud, ctx: &Context, id: &str, action: Action) -> Result<()> {
+    let rule = match action {
+        Action::Delete => "delete",
+        Action::ResetState { .. } => "reset_state",
+        _ => "action",
+    };
+    ctx.require("servers", rule)?;
+    let (ctx, id) = (ctx.clone(), id.to_owned());
+    let actor = ctx.user_id.clone();
+    cloud.store.write(&actor, move |conn| apply(conn, &ctx, find(conn, &ctx, &id)?, &action)).await
+}
+
+fn apply(conn: &Connection, ctx: &Context, mut server: Server, action: &Action) -> Result<()> {
+    let unlocks = matches!(action, Action::Unlock | Action::Lock { .. } | Action::ResetState { .. });
+    if server.locked_by.is_some() && !unlocks {
+        super::servers::check_lock(ctx, &server)?;
+    }
+    action.check(&server)?;
+    let deleting = server.task_state == Some(Task::Deleting);
+    let mut ask = |wanted, task, name: &str, event: &str| {
+        server.wanted = wanted;
+        server.task_state = Some(task);
+        server.generation += 1;
+        record(conn, ctx, &server, (name, event), false)
+    };
+    match action {
+        Action::Start => ask(Wanted::Active, Task::PoweringOn, "start", "compute_start_instance")?,
+        Action::Stop => ask(Wanted::Stopped, Task::PoweringOff, "stop", "compute_stop_instance")?,
+        Action::Reboot { hard: false } => {
+            ask(Wanted::Active, Task::Rebooting, "reboot", "compute_reboot_instance")?;
+        }
+        Action::Reboot { hard: true } => {
+            ask(Wanted::Active, Task::RebootingHard, "reboot", "compute_reboot_instance")?;
+        }
+        Action::Pause => ask(Wanted::Paused, Task::Pausing, "pause", "compute_pause_instance")?,
+        Action::Unpause => ask(Wanted::Active, Task::Unpausing, "unpause", "compute_unpause_instance")?,
+        Action::Delete if deleting => return Ok(()),
+        Action::Delete => ask(Wanted::Deleted, Task::Deleting, "delete", "compute_terminate_instance")?,
+        Action::Lock { reason } => {
+            let owns = ctx.project().is_ok_and(|p| p == server.project_id);
+            server.locked_by = Some(if owns { LockedBy::Owner } else { LockedBy::Admin });
+            server.locked_reason.clone_from(reason);
+            record(conn, ctx, &server, ("lock", "api_lock"), true)?;
+        }
+        Action::Unlock => {
+            if server.locked_by == Some(LockedBy::Admin) {
+                ctx.require("servers", "unlock_others")?;
+            }
+            server.locked_by = None;
+            server.locked_reason = None;
+            record(conn, ctx, &server, ("unlock", "api_unlock"), true)?;
+        }
+        Action::ResetState { active } => {
+            server.vm_state = if *active { VmState::Active } else { VmState::Error };
+            server.task_state = None;
+            server.generation += 1;
+            if *active {
+                server.wanted = Wanted::Active;
+                server.fault = None;
+            }
+        }
+        Action::AddSecurityGroup(name) => {
+            ports::change_security_group(conn, ctx, server.id, name, true)?;
+        }
+        Action::RemoveSecurityGroup(name) => {
+            ports::change_security_group(conn, ctx, server.id, name, false)?;
+        }
+    }
+    server.updated_at = now();
+    if server.power_state == Power::Crashed && server.task_state.is_some() {
+        server.power_state = Power::Shutdown;
+    }
+    server.save(conn)
+}
+
+/// One line of a server's history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Entry {
+    pub request_id: String,
+    pub action: String,
+    pub event: String,
+    pub user_id: String,
+    pub project_id: String,
+    pub host: Option<String>,
+    pub started_at: Micros,
+    pub updated_at: Micros,
+    pub finished_at: Option<Micros>,
+    /// `Success` or `Error`.
+    pub result: Option<String>,
+    pub message: Option<String>,
+}
+
+const COLUMNS: &str = "request_id, action, event, user_id, project_id, host, started_at, updated_at, finished_at, \
+                       result, message";
+
+fn of_row(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry {
+        request_id: row.get(0)?,
+        action: row.get(1)?,
+        event: row.get(2)?,
+        user_id: row.get(3)?,
+        project_id: row.get(4)?,
+        host: row.get(5)?,
+        started_at: row.get(6)?,
+        updated_at: row.get(7)?,
+        finished_at: row.get(8)?,
+        result: row.get(9)?,
+        message: row.get(10)?,
+    })
+}
+
+/// Which entries a list shows (2.58, 2.66).
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs)]
+pub struct Page {
+    pub changes_since: Option<Micros>,
+    pub changes_before: Option<Micros>,
+    pub marker: Option<String>,
+    pub limit: usize,
+}
+
+/// The server whose history is asked for: it may be deleted already (2.21).
+fn historic(conn: &Connection, ctx: &Context, id: &str, deleted_too: bool) -> Result<Server> {
+    let missing = || Error::not_found("Instance", id);
+    let uuid = id.parse().map_err(|_| missing())?;
+    let server = super::servers::get(conn, uuid)?.ok_or_else(missing)?;
+    if (server.deleted && !deleted_too) || !ctx.sees(&server.project_id) {
+        return Err(missing());
+    }
+    Ok(server)
+}
+
+/// A server's history, latest first.
+pub async fn history(cloud: &Cloud, ctx: &Context, id: &str, deleted_too: bool, page: Page) -> Result<Vec<Entry>> {
+    ctx.require("server_actions", "list")?;
+    let (ctx, id) = (ctx.clone(), id.to_owned());
+    cloud
+        .store
+        .read(move |conn| {
+            let server = historic(conn, &ctx, &id, deleted_too)?;
+            let mut query = conn.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM compute_actions WHERE server_id = ?1 AND updated_at >= ?2 AND updated_at <= ?3 \
+                 ORDER BY started_at DESC, request_id DESC"
+            ))?;
+            let since = page.changes_since.unwrap_or(Micros(i64::MIN));
+            let before = page.changes_before.unwrap_or(Micros(i64::MAX));
+            let rows = query.query_map(params![server.id.to_string(), since, before], of_row)?;
+            let mut entries: Vec<Entry> = rows.collect::<rusqlite::Result<_>>()?;
+            if let Some(marker) = &page.marker {
+                let at = entries.iter().position(|e| &e.request_id == marker);
+                let at = at.ok_or_else(|| Error::BadRequest(format!("marker [{marker}] not found")))?;
+                entries.drain(..=at);
+            }
+            entries.truncate(page.limit);
+            Ok(entries)
+        })
+        .await
+}
+
+/// One line of a server's history.
+pub async fn history_entry(
+    cloud: &Cloud,
+    ctx: &Context,
+    id: &str,
+    deleted_too: bool,
+    request_id: &str,
+) -> Result<Entry> {
+    ctx.require("server_actions", "list")?;
+    let (ctx, id, request_id) = (ctx.clone(), id.to_owned(), request_id.to_owned());
+    cloud
+        .store
+        .read(move |conn| {
+            let server = historic(conn, &ctx, &id, deleted_too)?;
+            let mut query = conn.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM compute_actions WHERE server_id = ?1 AND request_id = ?2"
+            ))?;
+            let entry = query.query_row(params![server.id.to_string(), request_id], of_row).optional()?;
+            entry.ok_or_else(|| {
+                super::missing(format!("Action for request_id {request_id} on instance {} not found", server.id))
+            })
+        })
+        .await
+}
+
+/// The reconciler has ended what was asked: every entry that is still open gets its result.
+pub(super) fn finish(conn: &Connection, server: &Server, result: Result<(), &str>) -> Result<()> {
+    let now = now();
+    let (word, message) = match result {
+        Ok(()) => ("Success", None),
+        Err(message) => ("Error", Some(message)),
+    };
+    conn.prepare_cached(
+        "UPDATE compute_actions SET finished_at = ?2, updated_at = ?2, result = ?3, message = ?4, host = ?5 \
+         WHERE server_id = ?1 AND finished_at IS NULL",
+    )?
+    .execute(params![server.id.to_string(), now, word, message, server.host])?;
+    Ok(())
+}
