@@ -2,6 +2,12 @@
 //! tools of both. It knows the daemon from outside only: its command line, its files, its APIs.
 
 pub mod apt;
+pub mod cloud;
+pub mod host;
+pub mod http;
+pub mod netns;
 pub mod paths;
 pub mod progress;
 pub mod run;
+pub mod ssh;
+pub mod venv;

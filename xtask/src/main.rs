@@ -1,5 +1,7 @@
 //! Developer commands: `cargo xtask COMMAND`.
 
+mod build;
+mod demo;
 mod guest_image;
 
 use std::path::PathBuf;
@@ -18,6 +20,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start a one-node cloud, boot a server on it through the API, and log in to it.
+    Demo {
+        /// End by itself, instead of at Ctrl-C.
+        #[arg(long)]
+        once: bool,
+    },
     /// Make the small guest image from Debian's packages.
     GuestImage {
         /// Where to put it.
@@ -29,6 +37,7 @@ enum Command {
 fn main() -> ExitCode {
     let steps = Steps::default();
     let result = match Arguments::parse().command {
+        Command::Demo { once } => demo::run(once, &steps),
         Command::GuestImage { out } => {
             let out = out.unwrap_or_else(guest_image::default_path);
             guest_image::build(&out, &steps).map(|()| println!("{}", out.display()))
