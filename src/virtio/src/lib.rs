@@ -1,1 +1,29 @@
-//! The room virtio.
+//! Virtio devices over guest memory (OASIS virtio 1.2).
+//!
+//! Device logic takes guest memory and queues and knows nothing of KVM, PCI or sockets, so that the same code serves a
+//! vhost-user child, an embedded machine monitor, tests and fuzzers. Whatever a guest or a vhost-user frontend says is
+//! checked here once: rings and chains that break the rules are reported as errors, and nothing panics or grows.
+//!
+//! - [`memory`]: guest memory that a frontend hands over, with its three kinds of addresses.
+//! - [`chain`]: descriptor chains, walked with bounds, indirect tables included.
+//! - [`vring`]: one virtqueue with its notifications.
+//! - [`inflight`]: the record of unfinished requests that survives the death of a backend.
+//! - [`vhost_user`]: the backend's side of the vhost-user protocol. Start there to write a device's child process.
+
+pub mod chain;
+pub mod inflight;
+pub mod memory;
+pub mod vhost_user;
+pub mod vring;
+
+/// Feature bits that belong to no device type (virtio 1.2 §6).
+pub mod feature {
+    /// `VIRTIO_F_INDIRECT_DESC`
+    pub const INDIRECT_DESC: u64 = 1 << 28;
+    /// `VIRTIO_F_EVENT_IDX`
+    pub const EVENT_IDX: u64 = 1 << 29;
+    /// `VHOST_USER_F_PROTOCOL_FEATURES`, a bit of vhost-user alone: guests do not see it.
+    pub const PROTOCOL_FEATURES: u64 = 1 << 30;
+    /// `VIRTIO_F_VERSION_1`
+    pub const VERSION_1: u64 = 1 << 32;
+}
