@@ -10,4 +10,5 @@ pub mod paths;
 pub mod progress;
 pub mod run;
 pub mod ssh;
+pub mod tenant;
 pub mod venv;

@@ -45,6 +45,7 @@ impl Key {
             "ConnectTimeout=5",
             "IdentitiesOnly=yes",
             "LogLevel=ERROR",
+            "ServerAliveInterval=5",
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/dev/null",
         ] {
