@@ -8,8 +8,10 @@
 //! - [`chain`]: descriptor chains, walked with bounds, indirect tables included.
 //! - [`vring`]: one virtqueue with its notifications.
 //! - [`inflight`]: the record of unfinished requests that survives the death of a backend.
+//! - [`block`]: the block device.
 //! - [`vhost_user`]: the backend's side of the vhost-user protocol. Start there to write a device's child process.
 
+pub mod block;
 pub mod chain;
 pub mod inflight;
 pub mod memory;

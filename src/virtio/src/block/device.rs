@@ -1,0 +1,342 @@
+//! The device between rings and backend.
+
+use std::sync::Arc;
+
+use super::{
+    BlockBackend, Completion, Geometry, Operation, Outcome,
+    request::{Request, S_IOERR, S_OK, parse},
+};
+use crate::{
+    chain::{Buffer, Chain},
+    memory::Memory,
+};
+
+/// A chain that goes back to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished {
+    /// The ring that it came from.
+    pub ring: u16,
+    /// Its first descriptor.
+    pub head: u16,
+    /// Bytes that were written to it.
+    pub written: u32,
+}
+
+/// What a device did since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Completed reads.
+    pub reads: u64,
+    /// Completed writes.
+    pub writes: u64,
+    /// Completed flushes.
+    pub flushes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+}
+
+/// A request that the backend has, or that waits for space.
+#[derive(Debug, Default)]
+struct Slot {
+    /// `None`: free.
+    busy: Option<Busy>,
+    /// Kept, so that requests allocate nothing once the device is warm.
+    chain: Chain,
+    buffers: Vec<Buffer>,
+}
+
+#[derive(Debug)]
+struct Busy {
+    ring: u16,
+    operation: Operation,
+    bytes: u32,
+    memory: Arc<Memory>,
+    /// The ring is gone: the outcome interests nobody.
+    abandoned: bool,
+}
+
+/// A block device over a backend.
+#[derive(Debug)]
+pub struct Block<B> {
+    backend: B,
+    geometry: Geometry,
+    write_through: bool,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// Requests for which there was no space.
+    parked: Vec<u32>,
+    /// Requests that the backend has.
+    running: usize,
+    done: Vec<Completion>,
+    counters: Counters,
+}
+
+impl<B: BlockBackend> Block<B> {
+    /// A device of this geometry. At most `depth` requests are with the backend at once.
+    pub fn new(geometry: Geometry, backend: B, depth: u32) -> Self {
+        Self {
+            backend,
+            geometry,
+            write_through: false,
+            slots: (0..depth).map(|_| Slot::default()).collect(),
+            free: (0..depth).rev().collect(),
+            parked: Vec::new(),
+            running: 0,
+            done: Vec::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// The device's geometry.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// The device has another size from now on.
+    pub fn resize(&mut self, sectors: u64) {
+        self.geometry.sectors = sectors;
+    }
+
+    /// The backend.
+    pub fn backend(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// A driver that did not accept `VIRTIO_BLK_F_FLUSH` gets each write durably (§5.2.6.2).
+    pub fn set_write_through(&mut self, write_through: bool) {
+        self.write_through = write_through;
+    }
+
+    /// What the device did so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Another request can be started.
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Requests that the backend has.
+    pub fn running(&self) -> usize {
+        self.running
+    }
+
+    /// Requests of `ring`, or of all rings, that the backend has.
+    pub fn running_of(&self, ring: Option<u16>) -> usize {
+        let parked = |i: usize| self.parked.iter().any(|token| *token as usize == i);
+        let counts = |busy: &Busy| !busy.abandoned && ring.is_none_or(|ring| busy.ring == ring);
+        self.slots
+            .iter()
+            .enumerate()
+            .filter(|(i, slot)| slot.busy.as_ref().is_some_and(counts) && !parked(*i))
+            .count()
+    }
+
+    /// Requests that wait for space.
+    pub fn parked(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Starts the request in `chain`, which is exchanged for a used one. What is answered at once is appended to `finished`. Call
+    /// [`Block::kick`] after the last one, and only call this while there [is room](Block::has_room).
+    pub fn start(
+        &mut self,
+        ring: u16,
+        chain: &mut Chain,
+        memory: &Arc<Memory>,
+        finished: &mut Vec<Finished>,
+    ) {
+        let Some(token) = self.free.pop() else {
+            debug_assert!(false, "no room");
+            return;
+        };
+        let slot = &mut self.slots[token as usize];
+        std::mem::swap(&mut slot.chain, chain);
+        let mut spare = std::mem::take(&mut slot.buffers);
+        spare.clear();
+        // A chain whose memory cannot be read any more is refused like one that reads wrongly.
+        let request = parse(&slot.chain, memory, &self.geometry, spare).unwrap_or(Request::Refuse(S_IOERR));
+        let (status, written) = match request {
+            Request::Run {
+                operation,
+                buffers,
+                bytes,
+            } => {
+                slot.buffers = buffers;
+                slot.busy = Some(Busy {
+                    ring,
+                    operation,
+                    bytes,
+                    memory: Arc::clone(memory),
+                    abandoned: false,
+                });
+                self.submit(token);
+                return;
+            }
+            Request::Id => {
+                let id = &self.geometry.serial;
+                let room = (slot.chain.writable_len() - 1).min(id.len() as u32);
+                match slot.chain.write(memory, 0, &id[..room as usize]) {
+                    Ok(_) => (S_OK, room),
+                    Err(_) => (S_IOERR, 0),
+                }
+            }
+            Request::Refuse(status) => (status, 0),
+            Request::Unanswerable => {
+                self.counters.errors += 1;
+                finished.push(Finished {
+                    ring,
+                    head: slot.chain.head(),
+                    written: 0,
+                });
+                self.free.push(token);
+                return;
+            }
+        };
+        if status != S_OK {
+            self.counters.errors += 1;
+        }
+        finished.push(answer(&slot.chain, memory, ring, status, written));
+        self.free.push(token);
+    }
+
+    /// Hands what was started to the backend.
+    pub fn kick(&mut self) {
+        self.backend.kick();
+    }
+
+    /// Appends the requests that ended to `finished`, without waiting.
+    pub fn reap(&mut self, finished: &mut Vec<Finished>) {
+        let mut done = std::mem::take(&mut self.done);
+        self.backend.reap(&mut done);
+        for Completion { token, outcome } in done.drain(..) {
+            self.ended(token, outcome, finished);
+        }
+        self.done = done;
+    }
+
+    /// Waits until nothing of `ring`, or of all rings, is with the backend. Parked requests are left alone.
+    pub fn drain(&mut self, ring: Option<u16>, finished: &mut Vec<Finished>) {
+        self.backend.kick();
+        self.reap(finished);
+        while self.running_of(ring) > 0 {
+            self.backend.wait();
+            self.reap(finished);
+        }
+    }
+
+    /// Gives the parked requests to the backend again.
+    pub fn retry(&mut self) {
+        for token in std::mem::take(&mut self.parked) {
+            self.submit(token);
+        }
+        self.backend.kick();
+    }
+
+    /// Forgets the parked requests of `ring`, or of all rings. With `finished` they are answered with an error; without, not at
+    /// all: an [inflight record](crate::inflight) has them.
+    pub fn drop_parked(&mut self, ring: Option<u16>, mut finished: Option<&mut Vec<Finished>>) {
+        for token in std::mem::take(&mut self.parked) {
+            let slot = &mut self.slots[token as usize];
+            let Some(busy) = slot
+                .busy
+                .take_if(|busy| ring.is_none_or(|ring| busy.ring == ring))
+            else {
+                self.parked.push(token);
+                continue;
+            };
+            if let Some(finished) = finished.as_mut() {
+                self.counters.errors += 1;
+                finished.push(answer(&slot.chain, &busy.memory, busy.ring, S_IOERR, 0));
+            }
+            self.free.push(token);
+        }
+    }
+
+    /// The rings are gone: lets what runs end, and answers nothing.
+    pub fn abandon(&mut self) {
+        self.drop_parked(None, None);
+        self.slots
+            .iter_mut()
+            .filter_map(|slot| slot.busy.as_mut())
+            .for_each(|busy| busy.abandoned = true);
+        while self.running > 0 {
+            self.backend.kick();
+            self.backend.wait();
+            self.reap(&mut Vec::new());
+        }
+    }
+
+    fn submit(&mut self, token: u32) {
+        let slot = &self.slots[token as usize];
+        if let Some(busy) = &slot.busy {
+            self.backend.submit(
+                token,
+                busy.operation,
+                &slot.buffers,
+                &busy.memory,
+                self.write_through,
+            );
+            self.running += 1;
+        }
+    }
+
+    fn ended(&mut self, token: u32, outcome: Outcome, finished: &mut Vec<Finished>) {
+        let Some(slot) = self.slots.get_mut(token as usize) else {
+            return;
+        };
+        let Some(busy) = &slot.busy else { return };
+        self.running -= 1;
+        if outcome == Outcome::Full && !busy.abandoned {
+            self.parked.push(token);
+            return;
+        }
+        let Some(busy) = slot.busy.take() else { return };
+        self.free.push(token);
+        if busy.abandoned {
+            return;
+        }
+        let (status, written) = match (outcome, busy.operation) {
+            (Outcome::Done, Operation::Read { .. }) => {
+                self.counters.reads += 1;
+                self.counters.read_bytes += u64::from(busy.bytes);
+                (S_OK, busy.bytes)
+            }
+            (Outcome::Done, Operation::Write { .. }) => {
+                self.counters.writes += 1;
+                self.counters.written_bytes += u64::from(busy.bytes);
+                (S_OK, 0)
+            }
+            (Outcome::Done, Operation::Flush) => {
+                self.counters.flushes += 1;
+                (S_OK, 0)
+            }
+            (Outcome::Done, _) => (S_OK, 0),
+            (Outcome::Failed(_) | Outcome::Full, _) => {
+                self.counters.errors += 1;
+                (S_IOERR, 0)
+            }
+        };
+        finished.push(answer(&slot.chain, &busy.memory, busy.ring, status, written));
+    }
+}
+
+/// Writes the status into the last writable byte (§5.2.6).
+fn answer(chain: &Chain, memory: &Memory, ring: u16, status: u8, written: u32) -> Finished {
+    let last = chain.writable_len() - 1;
+    // The buffers were checked when the chain was read, and `memory` is the one they were checked against.
+    let stored = chain.write(memory, last, &[status]);
+    debug_assert_eq!(stored, Ok(1));
+    // The used length counts bytes from the start (§2.7.8.2); the status is the last one, so all is only written when the data is.
+    let written = if written == last { written + 1 } else { written };
+    Finished {
+        ring,
+        head: chain.head(),
+        written,
+    }
+}
