@@ -1,1 +1,14 @@
-//! The room vmm.
+//! Virtual machines: one [`Engine`] trait, and the engines behind it.
+//!
+//! An engine runs machines and knows nothing of volumes or networks: each disk and each network interface is a
+//! vhost-user socket that someone else serves.
+
+mod choice;
+pub mod console;
+mod end;
+mod engine;
+pub mod qemu;
+
+pub use choice::{Accelerator, Choice, EngineKind, choose, cpuinfo};
+pub use end::End;
+pub use engine::{Engine, EngineError, Plan, PlannedDisk, PlannedNic};

@@ -56,7 +56,7 @@ impl Process {
     }
 
     /// A process that is surely still there: a child that nobody has waited for.
-    pub(super) fn open(pid: i32) -> io::Result<Self> {
+    pub fn open(pid: i32) -> io::Result<Self> {
         let number = Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
         let pidfd = pidfd_open(number, PidfdFlags::empty())?;
         // Read after the pidfd is open: both are of the same process, or the time does not fit.

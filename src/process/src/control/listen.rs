@@ -31,7 +31,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Connect to the socket at this path. Never waits: a child that accepts no more is an error.
-pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
     in_parent(path, |address| {
         let socket = socket_with(
             AddressFamily::UNIX,

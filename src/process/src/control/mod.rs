@@ -12,7 +12,7 @@ mod listen;
 pub use channel::Channel;
 pub use client::{Client, Connection};
 pub use frame::{Frame, Reader, Writer};
-pub use listen::{Next, accept, bind, check_peer, serve};
+pub use listen::{Next, accept, bind, check_peer, connect, serve};
 
 use std::io;
 use std::time::Duration;

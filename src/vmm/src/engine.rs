@@ -1,0 +1,108 @@
+//! What an engine does.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use model::machine::{MachineEvent, PowerState, StopMode};
+use model::net::MacAddr;
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+/// A machine with all sockets that lead to its disks and networks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The server's id.
+    pub id: Uuid,
+    /// For people; any text.
+    pub name: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Disks in boot order.
+    pub disks: Vec<PlannedDisk>,
+    /// Network interfaces in order.
+    pub nics: Vec<PlannedNic>,
+    /// The machine's folder: console log, exit record, QMP socket. Private to the daemon.
+    pub folder: PathBuf,
+}
+
+impl Plan {
+    /// The folder with the vhost-user sockets. It and they can be entered by any user who can see it: in its
+    /// jail, the guest's engine can, and nobody else, since the machine's folder is private.
+    pub fn sockets(&self) -> PathBuf {
+        self.folder.join("sockets")
+    }
+}
+
+/// A disk: a vhost-user-blk socket in [`Plan::sockets`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedDisk {
+    /// The socket's file name.
+    pub socket: String,
+    /// Request queues.
+    pub queues: u16,
+}
+
+/// A network interface: a vhost-user-net socket in [`Plan::sockets`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedNic {
+    /// The socket's file name.
+    pub socket: String,
+    /// Its address.
+    pub mac: MacAddr,
+    /// The network's MTU.
+    pub mtu: u16,
+}
+
+/// Why an engine could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The machine's process did not start.
+    #[error("the guest's process did not start: {0}")]
+    Start(#[from] process::child::LaunchError),
+    /// The machine ended while it was being started.
+    #[error("the guest ended at its start: {0}")]
+    EndedAtStart(String),
+    /// There is no such machine, or it ended meanwhile.
+    #[error("the guest does not run")]
+    NotRunning,
+    /// The monitor's connection failed.
+    #[error("the guest's monitor: {0}")]
+    Monitor(#[from] crate::qemu::QmpError),
+    /// It does not end, although it was killed.
+    #[error("the guest's process does not end within {0:?}; the host's kernel may be stuck")]
+    Immortal(Duration),
+    /// The system's answer.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The answer.
+        source: std::io::Error,
+    },
+}
+
+/// Runs machines. Every machine is owned by one task of the engine; calls for one machine are obeyed in order.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// `kvm` or `qemu`.
+    fn name(&self) -> &'static str;
+    /// Start a machine and wait until its vCPUs run. Running already: nothing happens.
+    async fn start(&self, plan: &Plan) -> Result<(), EngineError>;
+    /// Stop a machine and wait until its processes are gone. Not running: nothing happens.
+    async fn stop(&self, id: Uuid, mode: StopMode) -> Result<(), EngineError>;
+    /// The reset button.
+    async fn reset(&self, id: Uuid) -> Result<(), EngineError>;
+    /// Freeze the vCPUs.
+    async fn pause(&self, id: Uuid) -> Result<(), EngineError>;
+    /// Let them run again.
+    async fn resume(&self, id: Uuid) -> Result<(), EngineError>;
+    /// Take over all machines that an earlier daemon started. One that ended meanwhile is reported as an event.
+    async fn adopt(&self) -> Result<(), EngineError>;
+    /// Machines that have a process.
+    fn list(&self) -> Vec<(Uuid, PowerState)>;
+    /// Machines that ended by themselves, or paused.
+    fn events(&self) -> broadcast::Receiver<MachineEvent>;
+}

@@ -1,0 +1,209 @@
+//! QEMU's command line, as a pure function of the plan.
+
+use std::path::Path;
+
+use crate::{Accelerator, Plan};
+
+/// Stands for the number of the descriptor of QMP's listening socket, until the supervisor knows it.
+pub(super) const QMP_DESCRIPTOR: &str = "@QMP@";
+
+/// Bytes of translated code that TCG keeps, in MiB; its own default of up to 1 GiB is too much for a node of many guests.
+const TRANSLATION_CACHE_MIB: u32 = 256;
+
+/// The arguments for a plan. `sockets`: where QEMU sees the folder of vhost-user sockets.
+pub(super) fn arguments(plan: &Plan, accelerator: Accelerator, sockets: &Path) -> Vec<String> {
+    let id = plan.id;
+    let memory = plan.memory_mib;
+    let vcpus = plan.vcpus;
+    let mut list: Vec<String> = Vec::new();
+    let mut add = |option: &str, value: String| list.extend([option.to_owned(), value]);
+
+    // What is not named here does not exist: no default devices, no configuration files, no monitor on a key press.
+    add("-name", format!("guest={}-{id}", plain(&plan.name)));
+    add("-uuid", id.to_string());
+    add(
+        "-machine",
+        "q35,memory-backend=ram,usb=off,vmport=off,hpet=off,dump-guest-core=off,graphics=off".into(),
+    );
+    match accelerator {
+        Accelerator::Tcg => {
+            add(
+                "-accel",
+                format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"),
+            );
+            // Five-level page tables cost translated guests time and give them nothing.
+            add("-cpu", "max,la57=off".into());
+        }
+        Accelerator::Kvm => {
+            add("-accel", "kvm".into());
+            add("-cpu", "host".into());
+        }
+    }
+    add("-smp", format!("cpus={vcpus},sockets=1,cores={vcpus},threads=1"));
+    add("-m", format!("{memory}M"));
+    // Shared, so that the owners of disks and networks can map it (vhost-user).
+    add(
+        "-object",
+        format!("memory-backend-memfd,id=ram,size={memory}M,share=on"),
+    );
+    add("-rtc", "base=utc".into());
+    add("-display", "none".into());
+    add("-global", "ICH9-LPC.disable_s3=1".into());
+    add("-global", "ICH9-LPC.disable_s4=1".into());
+    // The product name by which cloud-init knows OpenStack (DataSourceOpenStack, "OpenStack Compute").
+    add(
+        "-smbios",
+        format!(
+            "type=1,manufacturer=Allod,product=OpenStack Compute,serial={id},uuid={id},family=Virtual Machine"
+        ),
+    );
+    add(
+        "-chardev",
+        format!("socket,id=qmp,fd={QMP_DESCRIPTOR},server=on,wait=off"),
+    );
+    add("-mon", "chardev=qmp,mode=control".into());
+    add("-chardev", "stdio,id=console,signal=off".into());
+    add("-serial", "chardev:console".into());
+    add("-object", "rng-builtin,id=rng".into());
+    add(
+        "-device",
+        "virtio-rng-pci,rng=rng,disable-legacy=on,max-bytes=65536,period=1000".into(),
+    );
+    for (index, disk) in plan.disks.iter().enumerate() {
+        let path = escaped(&sockets.join(&disk.socket));
+        add(
+            "-chardev",
+            format!("socket,id=disk{index},path={path},reconnect=1"),
+        );
+        add(
+            "-device",
+            format!(
+                "vhost-user-blk-pci,id=disk{index}-device,chardev=disk{index},num-queues={},disable-legacy=on,bootindex={}",
+                disk.queues,
+                index + 1
+            ),
+        );
+    }
+    for (index, nic) in plan.nics.iter().enumerate() {
+        let path = escaped(&sockets.join(&nic.socket));
+        add(
+            "-chardev",
+            format!("socket,id=nic{index},path={path},reconnect=1"),
+        );
+        add(
+            "-netdev",
+            format!("vhost-user,id=nic{index}-peer,chardev=nic{index},queues=1"),
+        );
+        add(
+            "-device",
+            format!(
+                "virtio-net-pci,id=nic{index}-device,netdev=nic{index}-peer,mac={},host_mtu={},romfile=,disable-legacy=on",
+                nic.mac, nic.mtu
+            ),
+        );
+    }
+    add(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
+    );
+    list.extend(["-nodefaults", "-no-user-config"].map(String::from));
+    list
+}
+
+/// A tenant's name in letters that mean nothing to QEMU.
+fn plain(name: &str) -> String {
+    name.chars()
+        .take(32)
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '-' || c == '.' {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect()
+}
+
+/// A comma in a value is doubled (qemu(1), "-name").
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{PlannedDisk, PlannedNic};
+
+    fn plan(name: &str) -> Plan {
+        Plan {
+            id: Uuid::from_u128(7),
+            name: name.into(),
+            vcpus: 2,
+            memory_mib: 512,
+            disks: vec![
+                PlannedDisk {
+                    socket: "disk0".into(),
+                    queues: 2,
+                },
+                PlannedDisk {
+                    socket: "disk1".into(),
+                    queues: 1,
+                },
+            ],
+            nics: vec![PlannedNic {
+                socket: "net0".into(),
+                mac: "fa:16:3e:00:00:01".parse().unwrap(),
+                mtu: 1450,
+            }],
+            folder: "/state/machines/7".into(),
+        }
+    }
+
+    #[test]
+    fn the_accelerator_is_named_and_memory_is_shared() {
+        for (accelerator, start) in [(Accelerator::Tcg, "tcg,"), (Accelerator::Kvm, "kvm")] {
+            let list = arguments(&plan("web"), accelerator, Path::new("/guest"));
+            let value = |option: &str| &list[list.iter().position(|x| x == option).unwrap() + 1];
+            assert!(value("-accel").starts_with(start));
+            assert_eq!(list.iter().filter(|x| *x == "-accel").count(), 1);
+            assert_eq!(value("-object"), "memory-backend-memfd,id=ram,size=512M,share=on");
+            for option in ["-nodefaults", "-no-user-config", "-sandbox"] {
+                assert!(list.iter().any(|x| x == option), "{option}");
+            }
+        }
+    }
+
+    #[test]
+    fn disks_boot_in_order_and_everything_comes_back_after_a_restart_of_its_server() {
+        let list = arguments(&plan("web"), Accelerator::Tcg, Path::new("/guest"));
+        for expected in [
+            "socket,id=disk0,path=/guest/disk0,reconnect=1",
+            "vhost-user-blk-pci,id=disk0-device,chardev=disk0,num-queues=2,disable-legacy=on,bootindex=1",
+            "vhost-user-blk-pci,id=disk1-device,chardev=disk1,num-queues=1,disable-legacy=on,bootindex=2",
+            "socket,id=nic0,path=/guest/net0,reconnect=1",
+            "virtio-net-pci,id=nic0-device,netdev=nic0-peer,mac=fa:16:3e:00:00:01,host_mtu=1450,romfile=,disable-legacy=on",
+        ] {
+            assert!(list.iter().any(|x| x == expected), "{expected}\n{list:#?}");
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_add_options() {
+        let list = arguments(
+            &plan("x,debug-threads=on -accel kvm\n\u{1F600}"),
+            Accelerator::Tcg,
+            Path::new("/a,b"),
+        );
+        let name = &list[list.iter().position(|x| x == "-name").unwrap() + 1];
+        assert_eq!(
+            name,
+            "guest=x_debug-threads_on_-accel_kvm__-00000000-0000-0000-0000-000000000007"
+        );
+        assert!(
+            list.iter()
+                .any(|x| x == "socket,id=disk0,path=/a,,b/disk0,reconnect=1")
+        );
+    }
+}
