@@ -1,0 +1,219 @@
+//! The tables that the switch of this node obeys, from the rows. A pure reading: the same rows give the same tables.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+
+use model::net::{self, Attachment, Metadata, PortMatch, Remote, Tables};
+use rusqlite::Connection;
+use uuid::Uuid;
+
+use super::floating_ips::{self, FloatingIp};
+use super::networks;
+use super::ports::{self, PortRow};
+use super::rows::Condition;
+use super::routers::{self, Router};
+use super::security_groups::{self, SecurityGroup};
+use super::security_rules::Rule;
+use super::subnets::{self, Subnet};
+use crate::{Config, Result};
+
+/// The DHCP server's address where a tenant's own port has the gateway's: the metadata service's (RFC 3927), which the
+/// switch answers everywhere.
+const LAST_RESORT: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// What the metadata service tells on a port of this server.
+pub type MetadataOf<'a> = &'a mut dyn FnMut(&Connection, Uuid) -> Result<Option<Metadata>>;
+
+/// Compiles the tables of this node, without a generation.
+pub fn compile(conn: &Connection, config: &Config, metadata: MetadataOf<'_>) -> Result<Tables> {
+    let ports = ports::matching(conn, Condition::all())?;
+    let floating = floating_ips::all(conn)?;
+    let mut tables = Tables::default();
+    let mut holders: HashMap<(Uuid, IpAddr), &PortRow> = HashMap::new();
+    for port in &ports {
+        holders.extend(port.fixed_ips.iter().map(|address| ((address.subnet, address.ip), port)));
+    }
+    for network in networks::all(conn)? {
+        if !network.uplink.is_empty() {
+            tables.uplinks.push(net::Uplink { network: network.meta.id, name: network.uplink.clone() });
+        }
+        tables.networks.insert(
+            network.meta.id,
+            net::Network { vni: network.vni, mtu: network.mtu, subnets: BTreeMap::new() },
+        );
+        let domain = network.dns_domain.trim_end_matches('.');
+        let domain = (!domain.is_empty()).then(|| domain.to_owned());
+        for subnet in subnets::of_network(conn, network.meta.id)? {
+            let gateway_holder =
+                subnet.gateway_ip.and_then(|ip| holders.get(&(subnet.meta.id, ip))).copied();
+            let compiled = compile_subnet(config, &subnet, gateway_holder, domain.clone());
+            if let Some(network) = tables.networks.get_mut(&network.meta.id) {
+                network.subnets.insert(subnet.meta.id, compiled);
+            }
+        }
+    }
+    let groups = security_groups::all(conn)?;
+    tables.security_groups = compile_groups(&groups, &ports);
+    for router in routers::matching(conn, Condition::all())? {
+        tables.routers.insert(router.meta.id, compile_router(&router, &ports, &floating));
+    }
+    for port in &ports {
+        if port.device_owner == ports::FLOATING_IP {
+            continue;
+        }
+        let documents = match port.server {
+            Some(server) => metadata(conn, server)?,
+            None => None,
+        };
+        tables.ports.insert(port.id, compile_port(config, port, documents));
+    }
+    Ok(tables)
+}
+
+fn compile_subnet(
+    config: &Config,
+    subnet: &Subnet,
+    gateway_holder: Option<&PortRow>,
+    dns_domain: Option<String>,
+) -> net::Subnet {
+    let v4 = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    };
+    let gateway_is_ours = gateway_holder.is_none_or(PortRow::is_service);
+    let dhcp_server = match subnet.gateway_ip.and_then(v4) {
+        _ if !subnet.enable_dhcp || subnet.ip_version() != 4 => None,
+        Some(gateway) if gateway_is_ours => Some(gateway),
+        Some(_) => Some(LAST_RESORT),
+        None => subnet.dhcp_server.and_then(v4),
+    };
+    let same_family = |ip: &&IpAddr| ip.is_ipv4() == subnet.cidr.network().is_ipv4();
+    let dns = match subnet.dns_nameservers.as_slice() {
+        [] => config.dns_servers.iter().filter(same_family).copied().collect(),
+        own => own.to_vec(),
+    };
+    net::Subnet {
+        cidr: subnet.cidr,
+        gateway: subnet.gateway_ip,
+        dhcp: subnet.enable_dhcp,
+        dhcp_server,
+        dns,
+        ntp: config.ntp_servers.iter().filter(same_family).copied().collect(),
+        host_routes: subnet.host_routes.iter().map(route).collect(),
+        dns_domain,
+    }
+}
+
+fn route(route: &subnets::HostRoute) -> net::Route {
+    net::Route { destination: route.destination, nexthop: route.nexthop }
+}
+
+fn addresses(addresses: &[super::FixedIp]) -> Vec<net::FixedIp> {
+    addresses.iter().map(|address| net::FixedIp { subnet: address.subnet, ip: address.ip }).collect()
+}
+
+fn compile_port(config: &Config, port: &PortRow, metadata: Option<Metadata>) -> net::Port {
+    let here = port.host.is_empty() || port.host == config.node;
+    let pairs = port.address_pairs.iter().filter_map(|pair| {
+        Some(net::AddressPair { mac: pair.mac_address.filter(|mac| *mac != port.mac), prefix: pair.prefix()? })
+    });
+    net::Port {
+        network: port.network_id,
+        mac: port.mac,
+        fixed_ips: addresses(&port.fixed_ips),
+        allowed_address_pairs: pairs.collect(),
+        port_security: port.port_security_enabled,
+        security_groups: port.security_groups.clone(),
+        admin_up: port.admin_state_up,
+        hostname: (!port.dns_name.is_empty()).then(|| port.dns_name.clone()),
+        attachment: if port.server.is_some() && here { Attachment::VhostUser } else { Attachment::None },
+        metadata,
+    }
+}
+
+/// Groups that some port is in, and those that their rules speak of.
+fn compile_groups(groups: &[SecurityGroup], ports: &[PortRow]) -> BTreeMap<Uuid, net::SecurityGroup> {
+    let mut members: HashMap<Uuid, BTreeSet<IpAddr>> = HashMap::new();
+    for port in ports.iter().filter(|port| port.port_security_enabled) {
+        let pairs = port.address_pairs.iter().filter_map(ports::AddressPair::prefix);
+        let hosts = pairs.filter(|prefix| prefix.prefix_len() == prefix.max_prefix_len()).map(|p| p.addr());
+        let own: Vec<IpAddr> = port.fixed_ips.iter().map(|address| address.ip).chain(hosts).collect();
+        for group in &port.security_groups {
+            members.entry(*group).or_default().extend(&own);
+        }
+    }
+    let in_use = groups.iter().filter(|group| members.contains_key(&group.meta.id));
+    let remote = in_use.clone().flat_map(|group| &group.rules).filter_map(|rule| rule.remote_group_id);
+    let wanted: BTreeSet<Uuid> = in_use.map(|group| group.meta.id).chain(remote).collect();
+    let compiled = groups.iter().filter(|group| wanted.contains(&group.meta.id)).map(|group| {
+        let mut rules: Vec<net::Rule> = group.rules.iter().map(compile_rule).collect();
+        rules.sort_by_key(|rule| rule.id);
+        let members = members.get(&group.meta.id).into_iter().flatten().copied().collect();
+        (group.meta.id, net::SecurityGroup { rules, members })
+    });
+    compiled.collect()
+}
+
+fn compile_rule(rule: &Rule) -> net::Rule {
+    let protocol = rule.protocol_number();
+    let byte = |value: u16| u8::try_from(value).unwrap_or(u8::MAX);
+    let ports = match (rule.port_min, rule.port_max) {
+        (Some(kind), code) if matches!(protocol, Some(1 | 58)) => PortMatch::Icmp(byte(kind), code.map(byte)),
+        (Some(min), Some(max)) => PortMatch::Range(min, max),
+        _ => PortMatch::Any,
+    };
+    let remote = match (rule.remote_group_id, rule.remote_prefix) {
+        (Some(group), _) => Remote::Group(group),
+        (None, Some(prefix)) if prefix.prefix_len() > 0 => Remote::Prefix(prefix.trunc()),
+        _ => Remote::Any,
+    };
+    net::Rule { id: rule.meta.id, direction: rule.direction, ip_version: rule.ethertype.version(), protocol, ports, remote }
+}
+
+fn compile_router(router: &Router, ports: &[PortRow], floating: &[FloatingIp]) -> net::Router {
+    let id = router.meta.id.to_string();
+    let own = ports.iter().filter(|port| port.device_id == id);
+    let interfaces = own.clone().filter(|port| port.device_owner == ports::ROUTER_INTERFACE);
+    let gateway = own.clone().find(|port| port.device_owner == ports::ROUTER_GATEWAY);
+    let floating = floating.iter().filter(|floating| floating.router_id == Some(router.meta.id));
+    net::Router {
+        admin_up: router.admin_state_up,
+        interfaces: interfaces
+            .map(|port| net::RouterInterface {
+                port: port.id,
+                network: port.network_id,
+                mac: port.mac,
+                fixed_ips: addresses(&port.fixed_ips),
+            })
+            .collect(),
+        gateway: gateway.map(|port| net::RouterGateway {
+            port: port.id,
+            network: port.network_id,
+            mac: port.mac,
+            fixed_ips: addresses(&port.fixed_ips),
+            snat: router.enable_snat,
+        }),
+        routes: router.routes.iter().map(route).collect(),
+        floating_ips: floating
+            .filter_map(|floating| {
+                Some(net::FloatingIp {
+                    id: floating.meta.id,
+                    public: floating.address,
+                    fixed: floating.fixed_ip?,
+                    port: floating.port_id?,
+                })
+            })
+            .collect(),
+    }
+}
+
+/// What is in the switch once it obeys these tables, as the API tells it: ports and floating IPs that work.
+pub(super) fn active(tables: &Tables) -> BTreeSet<Uuid> {
+    let legs = tables.routers.values().filter(|router| router.admin_up).flat_map(|router| {
+        let interfaces = router.interfaces.iter().map(|interface| interface.port);
+        let floating = router.floating_ips.iter().map(|floating| floating.id);
+        interfaces.chain(router.gateway.iter().map(|gateway| gateway.port)).chain(floating)
+    });
+    let plugged = tables.ports.iter().filter(|(_, port)| port.admin_up && port.attachment != Attachment::None);
+    plugged.map(|(id, _)| *id).chain(legs).collect()
+}
