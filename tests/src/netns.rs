@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -38,7 +38,8 @@ impl Netns {
         &self.name
     }
 
-    fn path(&self) -> PathBuf {
+    /// The file that stands for it.
+    pub fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.name)
     }
 
@@ -55,10 +56,10 @@ impl Netns {
 
     /// Runs a function on a thread inside.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let file = File::open(self.path())?;
+        let path = self.path();
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                setns(file, CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace")?;
+                join(&path)?;
                 work()
             });
             inside
@@ -66,6 +67,12 @@ impl Netns {
                 .unwrap_or_else(|_| Err(anyhow!("a thread inside the network namespace panicked")))
         })
     }
+}
+
+/// Moves this thread into the namespace that a file stands for.
+pub fn join(path: &Path) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    setns(file, CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace")
 }
 
 impl Drop for Netns {

@@ -224,15 +224,14 @@ fn bad_requests_are_faults_and_never_500() {
 
     // A body that is longer than anything an API takes is refused and does not fill the memory.
     let huge = vec![b' '; 64 << 20];
-    match client.send(
+    // The connection may be closed while we still write.
+    if let Ok(answer) = client.send(
         "POST",
         "/network/v2.0/networks",
         &[],
         Some(("application/json", &huge)),
     ) {
-        Ok(answer) => assert!([400, 413].contains(&answer.status), "{}", answer.status),
-        // The connection may be closed while we still write.
-        Err(_) => {}
+        assert!([400, 413].contains(&answer.status), "{}", answer.status);
     }
     assert_eq!(
         cloud

@@ -3,6 +3,8 @@
 mod build;
 mod demo;
 mod guest_image;
+mod test;
+mod torture;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +28,13 @@ enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// What CI runs: format, lints, build, unit tests, end-to-end tests, torture.
+    Test,
+    /// Faults under load.
+    Torture {
+        #[command(subcommand)]
+        what: Torture,
+    },
     /// Make the small guest image from Debian's packages.
     GuestImage {
         /// Where to put it.
@@ -34,10 +43,33 @@ enum Command {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Torture {
+    /// Kill the daemon under load of writes: nothing acknowledged is lost, no guest and no packet notices.
+    Daemon {
+        /// How often.
+        #[arg(long, default_value_t = 20)]
+        kills: u32,
+    },
+    /// Kill a disk's process under verified writes: no block is wrong.
+    Disk {
+        /// How often; without, as often as CI does.
+        #[arg(long)]
+        kills: Option<u32>,
+    },
+}
+
 fn main() -> ExitCode {
     let steps = Steps::default();
     let result = match Arguments::parse().command {
         Command::Demo { once } => demo::run(once, &steps),
+        Command::Test => test::run(&steps),
+        Command::Torture { what } => test::needs(&steps).and_then(|()| match what {
+            Torture::Daemon { kills } => {
+                test::binary_and_image(&steps).and_then(|()| torture::daemon(kills, &steps))
+            }
+            Torture::Disk { kills } => torture::disk(kills, &steps),
+        }),
         Command::GuestImage { out } => {
             let out = out.unwrap_or_else(guest_image::default_path);
             guest_image::build(&out, &steps).map(|()| println!("{}", out.display()))
