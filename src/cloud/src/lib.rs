@@ -10,6 +10,8 @@ pub mod driver;
 pub mod error;
 pub mod policy;
 pub mod schema;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod worker;
 
 pub mod compute;

@@ -1,0 +1,330 @@
+//! For tests of this room and of those above: a cloud in a temporary folder, with drivers that do nothing but remember.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use model::disk::{Converted, ImageFormat, PoolUsage};
+use model::machine::{Machine, MachineEvent, PowerState, StopMode};
+use model::net::{SwitchStatus, Tables};
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+use crate::driver::{Capacity, Disks, DriverError, Drivers, Machines, Switch};
+use crate::{Cloud, Config, Context};
+
+/// The password of the user `admin` in test clouds.
+pub const ADMIN_PASSWORD: &str = "test-admin-password";
+
+/// A cloud whose folder is removed with it.
+pub struct TestCloud {
+    /// The cloud.
+    pub cloud: Arc<Cloud>,
+    /// What its drivers were asked for.
+    pub drivers: Arc<Remembering>,
+    /// Its folder.
+    pub dir: tempfile::TempDir,
+}
+
+/// A new cloud, bootstrapped, with cheap password hashing.
+pub async fn cloud() -> TestCloud {
+    cloud_at("http://127.0.0.1:8774").await
+}
+
+/// The same, with a public URL.
+pub async fn cloud_at(public_url: &str) -> TestCloud {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let config = Config {
+        region: "RegionOne".into(),
+        public_url: public_url.into(),
+        secrets_dir: dir.path().join("secrets"),
+        staging_dir: dir.path().join("staging"),
+        max_image_bytes: 1 << 30,
+        node: "node1".into(),
+        availability_zone: "nova".into(),
+        dns_servers: vec!["192.0.2.53".parse().expect("an address")],
+        ntp_servers: vec![],
+        external: Some(crate::config::External {
+            cidr: "203.0.113.0/24".parse().expect("a range"),
+            tap: "allod0".into(),
+        }),
+        mtu: 1442,
+    };
+    let drivers = Arc::new(Remembering::new(dir.path().join("images")));
+    let identity = Arc::new(
+        crate::identity::Identity::open(&config.secrets_dir)
+            .expect("an identity service")
+            .with_password_cost(crate::identity::password::Cost::CHEAP),
+    );
+    let store = store::Store::open(store::Options {
+        dir: dir.path().join("store"),
+        steps: crate::schema::STEPS,
+        projections: vec![identity.clone()],
+    })
+    .await
+    .expect("a store");
+    let all = Drivers {
+        machines: drivers.clone(),
+        disks: drivers.clone(),
+        switch: drivers.clone(),
+    };
+    let cloud = Arc::new(Cloud {
+        store,
+        config,
+        drivers: all,
+        identity,
+        workers: Default::default(),
+    });
+    crate::identity::bootstrap(&cloud, ADMIN_PASSWORD)
+        .await
+        .expect("a bootstrapped cloud");
+    TestCloud { cloud, drivers, dir }
+}
+
+impl TestCloud {
+    /// A token of the user `admin` on the project `admin`.
+    pub async fn admin_token(&self) -> String {
+        self.token("admin", "admin", "admin").await
+    }
+
+    /// A token of a user on a project with a role; user, project and assignment are made where they are missing
+    /// (domain `Default`).
+    pub async fn token(&self, user: &str, project: &str, role: &str) -> String {
+        let scope = self.grant(user, project, role).await;
+        self.cloud
+            .identity
+            .issue(&scope.0, scope.1, &["password"])
+            .expect("a token")
+            .0
+    }
+
+    /// What [`TestCloud::token`]'s token validates to.
+    pub async fn context(&self, user: &str, project: &str, role: &str) -> Context {
+        let token = self.token(user, project, role).await;
+        self.cloud.identity.validate(&token).expect("a valid token")
+    }
+
+    async fn grant(&self, user: &str, project: &str, role: &str) -> (String, crate::context::Scope) {
+        let ids = crate::identity::testing_grant(&self.cloud, user, project, role)
+            .await
+            .expect("a grant");
+        (
+            ids.0,
+            crate::context::Scope::Project {
+                id: ids.1,
+                domain_id: "default".into(),
+            },
+        )
+    }
+}
+
+/// Drivers that do nothing but remember.
+pub struct Remembering {
+    images: PathBuf,
+    events: broadcast::Sender<MachineEvent>,
+    state: Mutex<Remembered>,
+}
+
+/// What drivers were asked for.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    /// Machines with a process.
+    pub machines: BTreeMap<Uuid, (Machine, PowerState)>,
+    /// Volumes and their sizes.
+    pub volumes: BTreeMap<Uuid, (u64, Option<Uuid>)>,
+    /// Images.
+    pub images: BTreeSet<Uuid>,
+    /// The switch's tables.
+    pub tables: Option<Arc<Tables>>,
+    /// Calls in their order, such as `start <id>`.
+    pub calls: Vec<String>,
+    /// The next call whose name starts so fails with this.
+    pub fail: Option<(&'static str, DriverError)>,
+}
+
+impl Remembering {
+    /// Images are kept as plain files in this folder.
+    pub fn new(images: PathBuf) -> Self {
+        Remembering {
+            images,
+            events: broadcast::channel(256).0,
+            state: Mutex::default(),
+        }
+    }
+
+    /// What they were asked for until now.
+    pub fn state(&self) -> MutexGuard<'_, Remembered> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Let the next call of this name fail.
+    pub fn fail_next(&self, call: &'static str, error: DriverError) {
+        self.state().fail = Some((call, error));
+    }
+
+    /// A guest changes its state by itself.
+    pub fn happen(&self, id: Uuid, power: PowerState) {
+        if let Some(machine) = self.state().machines.get_mut(&id) {
+            machine.1 = power;
+        }
+        let _ = self.events.send(MachineEvent { id, state: power });
+    }
+
+    fn call(
+        &self,
+        name: &'static str,
+        id: impl std::fmt::Display,
+    ) -> Result<MutexGuard<'_, Remembered>, DriverError> {
+        let mut state = self.state();
+        state.calls.push(format!("{name} {id}"));
+        match &state.fail {
+            Some((call, error)) if *call == name => {
+                let error = error.clone();
+                state.fail = None;
+                Err(error)
+            }
+            _ => Ok(state),
+        }
+    }
+
+    fn power(&self, name: &'static str, id: Uuid, power: PowerState) -> Result<(), DriverError> {
+        if let Some(machine) = self.call(name, id)?.machines.get_mut(&id) {
+            machine.1 = power;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Machines for Remembering {
+    async fn start(&self, machine: &Machine) -> Result<(), DriverError> {
+        self.call("start", machine.id)?
+            .machines
+            .insert(machine.id, (machine.clone(), PowerState::Running));
+        Ok(())
+    }
+
+    async fn stop(&self, id: Uuid, _: StopMode) -> Result<(), DriverError> {
+        self.call("stop", id)?.machines.remove(&id);
+        Ok(())
+    }
+
+    async fn reset(&self, id: Uuid) -> Result<(), DriverError> {
+        self.power("reset", id, PowerState::Running)
+    }
+
+    async fn pause(&self, id: Uuid) -> Result<(), DriverError> {
+        self.power("pause", id, PowerState::Paused)
+    }
+
+    async fn resume(&self, id: Uuid) -> Result<(), DriverError> {
+        self.power("resume", id, PowerState::Running)
+    }
+
+    async fn forget(&self, id: Uuid) -> Result<(), DriverError> {
+        self.call("forget", id)?.machines.remove(&id);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<(Uuid, PowerState)>, DriverError> {
+        Ok(self
+            .state()
+            .machines
+            .iter()
+            .map(|(id, (_, power))| (*id, *power))
+            .collect())
+    }
+
+    async fn console_log(&self, id: Uuid, max_bytes: usize) -> Result<Vec<u8>, DriverError> {
+        let text = format!("allod test console of {id}\nlogin: ").into_bytes();
+        Ok(text[text.len().saturating_sub(max_bytes)..].to_vec())
+    }
+
+    fn events(&self) -> broadcast::Receiver<MachineEvent> {
+        self.events.subscribe()
+    }
+
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            vcpus: 16,
+            memory_mib: 65_536,
+            engine: "qemu".into(),
+        }
+    }
+}
+
+#[async_trait]
+impl Disks for Remembering {
+    /// The raw image is a copy of what was uploaded, whatever its format.
+    async fn import_image(
+        &self,
+        image: Uuid,
+        uploaded: &Path,
+        format: ImageFormat,
+    ) -> Result<Converted, DriverError> {
+        drop(self.call("import_image", image)?);
+        let failed = |e: std::io::Error| DriverError::Failed(e.to_string());
+        std::fs::create_dir_all(&self.images).map_err(failed)?;
+        let size = std::fs::copy(uploaded, self.image_path(image)).map_err(failed)?;
+        std::fs::remove_file(uploaded).map_err(failed)?;
+        self.state().images.insert(image);
+        Ok(Converted {
+            format,
+            virtual_size: size,
+            allocated: size,
+        })
+    }
+
+    fn image_path(&self, image: Uuid) -> PathBuf {
+        self.images.join(image.to_string())
+    }
+
+    async fn delete_image(&self, image: Uuid) -> Result<(), DriverError> {
+        self.call("delete_image", image)?.images.remove(&image);
+        let _ = std::fs::remove_file(self.image_path(image));
+        Ok(())
+    }
+
+    async fn create_volume(&self, volume: Uuid, size: u64, image: Option<Uuid>) -> Result<(), DriverError> {
+        self.call("create_volume", volume)?
+            .volumes
+            .insert(volume, (size, image));
+        Ok(())
+    }
+
+    async fn delete_volume(&self, volume: Uuid) -> Result<(), DriverError> {
+        self.call("delete_volume", volume)?.volumes.remove(&volume);
+        Ok(())
+    }
+
+    async fn list_volumes(&self) -> Result<Vec<Uuid>, DriverError> {
+        Ok(self.state().volumes.keys().copied().collect())
+    }
+
+    async fn usage(&self) -> Result<PoolUsage, DriverError> {
+        Ok(PoolUsage {
+            path: self.images.clone(),
+            total: 1 << 40,
+            free: 1 << 39,
+            reflinks: true,
+        })
+    }
+}
+
+#[async_trait]
+impl Switch for Remembering {
+    async fn apply(&self, tables: Arc<Tables>) -> Result<(), DriverError> {
+        let mut state = self.call("apply", tables.generation)?;
+        state.tables = Some(tables);
+        Ok(())
+    }
+
+    async fn status(&self) -> Result<SwitchStatus, DriverError> {
+        let generation = self.state().tables.as_ref().map_or(0, |t| t.generation);
+        Ok(SwitchStatus {
+            generation,
+            ..SwitchStatus::default()
+        })
+    }
+}
