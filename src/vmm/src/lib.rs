@@ -8,6 +8,7 @@ pub mod console;
 mod end;
 mod engine;
 pub mod qemu;
+pub mod tap;
 
 pub use choice::{Accelerator, Choice, EngineKind, choose, cpuinfo};
 pub use end::End;
