@@ -1,5 +1,6 @@
 //! Developer commands: `cargo xtask COMMAND`.
 
+mod bench;
 mod build;
 mod demo;
 mod guest_image;
@@ -30,6 +31,11 @@ enum Command {
     },
     /// What CI runs: format, lints, build, unit tests, end-to-end tests, torture.
     Test,
+    /// Figures: printed, and written to target/bench.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Faults under load.
     Torture {
         #[command(subcommand)]
@@ -41,6 +47,12 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// The daemon at rest and under requests.
+    Api,
 }
 
 #[derive(Debug, Subcommand)]
@@ -64,6 +76,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo { once } => demo::run(once, &steps),
         Command::Test => test::run(&steps),
+        Command::Bench { what: Bench::Api } => test::needs(&steps).and_then(|()| bench::api(&steps)),
         Command::Torture { what } => test::needs(&steps).and_then(|()| match what {
             Torture::Daemon { kills } => {
                 test::binary_and_image(&steps).and_then(|()| torture::daemon(kills, &steps))
