@@ -124,16 +124,27 @@ pub fn default_path() -> PathBuf {
 pub fn build(out: &Path, steps: &Steps) -> Result<()> {
     apt::install(HOST_PACKAGES, steps)?;
     let step = steps.start("guest image: packages");
-    let kernel = packages::dependency(KERNEL, "linux-image-")?;
-    let mut wanted: Vec<&str> = GUEST_PACKAGES.to_vec();
-    wanted.push(&kernel);
-    let versions = packages::candidates(&wanted)?;
     let folder = paths::target().join("guest");
+    let (kernel, versions) = wanted().or_else(|_| {
+        // A fresh machine may have no lists of packages.
+        run("apt-get", &["-q", "update"])?;
+        wanted()
+    })?;
     let cached = folder.join(format!("allod-guest-{:016x}.qcow2", recipe(&versions)?));
     if cached.exists() {
         step.done("cached");
     } else {
-        let unpacked = packages::unpack(&folder.join("packages"), &versions)?;
+        let place = folder.join("packages");
+        let (kernel, versions, unpacked) = match packages::unpack(&place, &versions) {
+            Ok(unpacked) => (kernel, versions, unpacked),
+            Err(_) => {
+                // Old lists name versions that the archive has replaced.
+                run("apt-get", &["-q", "update"])?;
+                let (kernel, versions) = wanted()?;
+                let unpacked = packages::unpack(&place, &versions)?;
+                (kernel, versions, unpacked)
+            }
+        };
         step.done(&format!("{} packages", versions.len()));
         let step = steps.start("guest image: build");
         fs::create_dir_all(&folder)?;
@@ -152,6 +163,13 @@ pub fn build(out: &Path, steps: &Steps) -> Result<()> {
     fs::copy(&cached, &part).with_context(|| format!("cannot write {}", part.display()))?;
     fs::rename(&part, out)?;
     Ok(())
+}
+
+/// The kernel's package, and all packages with the versions that the archive has.
+fn wanted() -> Result<(String, BTreeMap<String, String>)> {
+    let kernel = packages::dependency(KERNEL, "linux-image-")?;
+    let versions = packages::candidates(&[GUEST_PACKAGES, &[kernel.as_str()]].concat())?;
+    Ok((kernel, versions))
 }
 
 /// What decides the image's bytes: recipe, our files, the packages' versions.

@@ -7,7 +7,6 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 const CLUSTER_BITS: u32 = 16;
-const CLUSTER: usize = 1 << CLUSTER_BITS;
 /// "The refcount is exactly one": set in L1 and L2 entries.
 const COPIED: u64 = 1 << 63;
 
@@ -15,23 +14,24 @@ const COPIED: u64 = 1 << 63;
 pub fn write(raw: &Path, out: &Path) -> Result<()> {
     let disk = fs::read(raw).with_context(|| format!("cannot read {}", raw.display()))?;
     let mut file = fs::File::create(out).with_context(|| format!("cannot write {}", out.display()))?;
-    file.write_all(&encode(&disk))?;
+    file.write_all(&encode(&disk, CLUSTER_BITS))?;
     file.sync_all()?;
     Ok(())
 }
 
 /// Clusters in order: header, refcount table, refcount blocks, L1, L2 tables, data.
-fn encode(disk: &[u8]) -> Vec<u8> {
-    let per_table = CLUSTER / 8;
-    let per_block = CLUSTER / 2;
-    let zeros = vec![0u8; CLUSTER];
+fn encode(disk: &[u8], cluster_bits: u32) -> Vec<u8> {
+    let size = 1usize << cluster_bits;
+    let per_table = size / 8;
+    let per_block = size / 2;
+    let zeros = vec![0u8; size];
     let clusters: Vec<Option<&[u8]>> = disk
-        .chunks(CLUSTER)
+        .chunks(size)
         .map(|c| (*c != zeros[..c.len()]).then_some(c))
         .collect();
     let data = clusters.iter().flatten().count();
     let tables = clusters.len().div_ceil(per_table);
-    let l1_clusters = (tables * 8).div_ceil(CLUSTER).max(1);
+    let l1_clusters = (tables * 8).div_ceil(size).max(1);
     // Refcount blocks count themselves, too.
     let others = 2 + l1_clusters + tables + data;
     let mut blocks = 1;
@@ -47,12 +47,12 @@ fn encode(disk: &[u8]) -> Vec<u8> {
     let data_at = l2_at + tables;
     let total = data_at + data;
 
-    let at = |cluster: usize| (cluster * CLUSTER) as u64;
-    let mut out = Vec::with_capacity(total * CLUSTER);
+    let at = |cluster: usize| (cluster * size) as u64;
+    let mut out = Vec::with_capacity(total * size);
     out.extend_from_slice(b"QFI\xfb");
     put32(&mut out, &[3]);
     put64(&mut out, &[0]); // no backing file
-    put32(&mut out, &[0, CLUSTER_BITS]);
+    put32(&mut out, &[0, cluster_bits]);
     put64(&mut out, &[disk.len() as u64]);
     put32(&mut out, &[0, tables as u32]);
     put64(&mut out, &[at(l1_at), at(1)]);
@@ -61,9 +61,9 @@ fn encode(disk: &[u8]) -> Vec<u8> {
     put32(&mut out, &[4, 104]); // 16-bit refcounts, header length
     put64(&mut out, &[0]); // end of header extensions
 
-    out.resize(CLUSTER, 0);
+    out.resize(size, 0);
     put64(&mut out, &(0..blocks).map(|i| at(2 + i)).collect::<Vec<_>>());
-    out.resize(2 * CLUSTER, 0);
+    out.resize(2 * size, 0);
     for _ in 0..total {
         out.extend_from_slice(&1u16.to_be_bytes());
     }
@@ -82,7 +82,7 @@ fn encode(disk: &[u8]) -> Vec<u8> {
     out.resize(at(data_at) as usize, 0);
     for cluster in clusters.into_iter().flatten() {
         out.extend_from_slice(cluster);
-        out.resize(out.len().next_multiple_of(CLUSTER), 0);
+        out.resize(out.len().next_multiple_of(size), 0);
     }
     out
 }
@@ -98,6 +98,9 @@ fn put64(out: &mut Vec<u8>, values: &[u64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const BITS: u32 = 9;
+    const CLUSTER: usize = 1 << BITS;
 
     fn get64(bytes: &[u8], at: usize) -> usize {
         usize::try_from(u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) & !COPIED).unwrap()
@@ -128,8 +131,8 @@ mod tests {
         for at in [0, 5 * CLUSTER + 7, last] {
             disk[at] = 0xa5;
         }
-        let image = encode(&disk);
-        assert!(decode(&image) == disk);
+        let image = encode(&disk, BITS);
+        assert_eq!(decode(&image), disk);
         // Header, refcounts, block, L1, two L2 tables, three clusters of data.
         assert_eq!(image.len(), 9 * CLUSTER);
     }
