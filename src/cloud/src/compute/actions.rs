@@ -198,6 +198,13 @@ pub struct Entry {
     pub message: Option<String>,
 }
 
+impl Entry {
+    /// The node's name as tenants may know it.
+    pub fn host_id(&self) -> String {
+        super::servers::host_id(&self.project_id, self.host.as_deref())
+    }
+}
+
 const COLUMNS: &str = "request_id, action, event, user_id, project_id, host, started_at, updated_at, finished_at, \
                        result, message";
 

@@ -47,8 +47,21 @@ pub struct Interface {
     pub mac: MacAddr,
     /// The network's MTU.
     pub mtu: u16,
+    /// As Neutron calls it, such as `ACTIVE`.
+    pub status: String,
     /// Its addresses, each with its subnet.
     pub fixed_ips: Vec<(Uuid, IpAddr)>,
+}
+
+/// A security group of a server, as `os-security-groups` tells it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[allow(missing_docs)]
+pub struct SecurityGroup {
+    pub id: Uuid,
+    pub name: String,
+    pub description: String,
+    pub tenant_id: String,
+    pub rules: Vec<serde_json::Value>,
 }
 
 impl Interface {
@@ -128,4 +141,10 @@ pub(super) fn subnets(conn: &Connection, interfaces: &[Interface]) -> Result<BTr
 pub(super) fn bind(conn: &Connection, server: Uuid, node: &str) -> Result<()> {
     let _ = (conn, server, node);
     Ok(())
+}
+
+/// The security groups of a server.
+pub(super) fn security_groups(conn: &Connection, ctx: &Context, server: Uuid) -> Result<Vec<SecurityGroup>> {
+    let _ = (conn, ctx, server);
+    Ok(Vec::new())
 }

@@ -24,7 +24,8 @@ pub use list::{Filter, Sort, SortKey, TagFilter, list};
 pub use super::ports::{Interface, NetRequest};
 pub(super) use update::check_lock;
 pub use update::{
-    MetadataChange, TagChange, Update, change_metadata, change_tags, console_log, diagnostics, interfaces, update,
+    MetadataChange, TagChange, Update, change_metadata, change_tags, console_log, diagnostics, interfaces,
+    security_groups, update,
 };
 
 /// The most tags that a server may have.
@@ -275,13 +276,18 @@ impl Server {
         format!("instance-{:08x}", (self.id.as_u128() >> 96) as u32)
     }
 
-    /// A hash of project and node: tenants can tell whether two of their servers share a node, and nothing else.
+    /// The node as tenants may know it.
     pub fn host_id(&self) -> String {
-        use sha2::{Digest, Sha224};
-        let Some(host) = &self.host else { return String::new() };
-        let hash = Sha224::new().chain_update(&self.project_id).chain_update(host).finalize();
-        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+        host_id(&self.project_id, self.host.as_deref())
     }
+}
+
+/// A hash of project and node: tenants can tell whether two of their servers share a node, and nothing else.
+pub(super) fn host_id(project: &str, host: Option<&str>) -> String {
+    use sha2::{Digest, Sha224};
+    let Some(host) = host else { return String::new() };
+    let hash = Sha224::new().chain_update(project).chain_update(host).finalize();
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The row of this id, history included.

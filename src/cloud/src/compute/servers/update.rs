@@ -187,6 +187,19 @@ pub async fn interfaces(cloud: &Cloud, ctx: &Context, id: &str) -> Result<Vec<In
         .await
 }
 
+/// The security groups of a server.
+pub async fn security_groups(cloud: &Cloud, ctx: &Context, id: &str) -> Result<Vec<ports::SecurityGroup>> {
+    ctx.require("servers", "show")?;
+    let (ctx, id) = (ctx.clone(), id.to_owned());
+    cloud
+        .store
+        .read(move |conn| {
+            let server = find(conn, &ctx, &id)?;
+            ports::security_groups(conn, &ctx, server.id)
+        })
+        .await
+}
+
 /// What `GET /servers/{id}/diagnostics` is made of.
 pub async fn diagnostics(cloud: &Cloud, ctx: &Context, id: &str) -> Result<(Server, Vec<Interface>)> {
     ctx.require("servers", "diagnostics")?;
