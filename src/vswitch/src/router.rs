@@ -52,7 +52,8 @@ impl Work<'_> {
         if own && let Some(reply) = icmp::echo_reply(&frame, &packet, &ip) {
             return self.send_back(at, reply, passed);
         }
-        if own && !(outside && router.snat == Some(dst)) {
+        // The public address of all may be that of a flow; from inside, too, where a floating IP answers a neighbour.
+        if own && router.snat != Some(dst) {
             if ip.protocol == protocol::UDP {
                 self.complain(at, &frame, &packet, &ip, Complaint::PortUnreachable, passed);
             }

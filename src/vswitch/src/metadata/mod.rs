@@ -259,7 +259,7 @@ impl Connection {
             }
             self.response = match http::parse(&self.request) {
                 Parsed::Incomplete => {
-                    self.close = !socket.may_recv();
+                    self.close = socket.state() == tcp::State::CloseWait;
                     if self.close {
                         continue;
                     }
