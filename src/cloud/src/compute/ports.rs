@@ -2,26 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use model::machine::MachineNic;
-use model::net::MacAddr;
+use model::net::{Direction, MacAddr};
 use rusqlite::Connection;
+use serde_json::json;
 use uuid::Uuid;
+
+pub use crate::network::ports::NetRequest;
 
 use super::metadata::SubnetFacts;
 use super::servers::Server;
-use crate::{Context, Error, Result};
-
-/// A network that a server is to be plugged into.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NetRequest {
-    /// Make a port on this network.
-    pub network: Option<Uuid>,
-    /// Take this port.
-    pub port: Option<Uuid>,
-    /// With this address.
-    pub fixed_ip: Option<IpAddr>,
-}
+use crate::network::{self, ports};
+use crate::{Cloud, Context, Result};
 
 /// An address of a server, as its `addresses` tell it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,50 +67,105 @@ impl Interface {
 
 /// Networks that a server of this caller can be plugged into without being named.
 pub(super) fn available_networks(conn: &Connection, ctx: &Context) -> Result<Vec<Uuid>> {
-    let _ = (conn, ctx);
-    Ok(Vec::new())
+    network::available_networks(conn, ctx)
 }
 
 /// The ids of security groups, given by name or id.
 pub(super) fn resolve_security_groups(conn: &Connection, ctx: &Context, names: &[String]) -> Result<Vec<Uuid>> {
-    let _ = (conn, ctx, names);
-    Ok(Vec::new())
+    network::security_groups::resolve(conn, ctx, names)
 }
 
 /// Makes a port, or takes one, for a server.
 pub(super) fn create_for_server(
     conn: &Connection,
     ctx: &Context,
-    server: &Server,
+    server: Uuid,
     request: &NetRequest,
     security_groups: &[Uuid],
 ) -> Result<()> {
-    let _ = (conn, ctx, server, security_groups);
-    Err(Error::not_found("Network", request.network.map(|n| n.to_string()).unwrap_or_default()))
+    ports::create_for_server(conn, ctx, server, request, security_groups)?;
+    Ok(())
+}
+
+/// The server's ports are on this node from now on.
+pub(super) fn bind(conn: &Connection, server: &Server, node: &str) -> Result<()> {
+    ports::bind(conn, server.id, node, &server.hostname)
+}
+
+/// Waits until the switch has the server's ports, so that the guest's first packet meets it.
+pub(super) async fn wait(cloud: &Cloud, server: Uuid, limit: Duration) -> Result<()> {
+    network::wait_for_server(cloud, server, limit).await
 }
 
 /// Removes the ports that were made for a server, and unplugs those that it was given.
 pub(super) fn release_for_server(conn: &Connection, server: Uuid) -> Result<()> {
-    let _ = (conn, server);
-    Ok(())
+    ports::release_for_server(conn, server)
 }
 
 /// The interfaces of a server, in the guest's order.
 pub(super) fn of_server(conn: &Connection, server: Uuid) -> Result<Vec<Interface>> {
-    let _ = (conn, server);
-    Ok(Vec::new())
+    let ports = ports::of_server(conn, server)?;
+    Ok(ports
+        .into_iter()
+        .map(|port| Interface {
+            port: port.id,
+            network: port.network_id,
+            mac: port.mac,
+            mtu: port.mtu,
+            status: port.status().to_owned(),
+            fixed_ips: port.fixed_ips.iter().map(|fixed| (fixed.subnet, fixed.ip)).collect(),
+        })
+        .collect())
 }
 
 /// All addresses of a server.
 pub(super) fn addresses(conn: &Connection, server: Uuid) -> Result<Vec<Address>> {
-    let _ = (conn, server);
-    Ok(Vec::new())
+    let mut all = Vec::new();
+    for (network, addresses) in ports::addresses(conn, server)? {
+        all.extend(addresses.into_iter().map(|address| Address {
+            network: network.clone(),
+            mac: address.mac,
+            ip: address.addr,
+            floating: address.floating,
+        }));
+    }
+    Ok(all)
 }
 
 /// The names of a server's security groups.
 pub(super) fn security_group_names(conn: &Connection, server: Uuid) -> Result<Vec<String>> {
-    let _ = (conn, server);
-    Ok(Vec::new())
+    Ok(ports::security_groups_of(conn, server)?.into_iter().map(|(_, name)| name).collect())
+}
+
+/// The security groups of a server.
+pub(super) fn security_groups(conn: &Connection, ctx: &Context, server: Uuid) -> Result<Vec<SecurityGroup>> {
+    let mut groups = Vec::new();
+    for (id, _) in ports::security_groups_of(conn, server)? {
+        let group = network::security_groups::get(conn, ctx, id)?;
+        let ingress = group.rules.iter().filter(|rule| rule.direction == Direction::Ingress);
+        let rules = ingress
+            .map(|rule| {
+                let range = rule.remote_prefix.map_or_else(|| json!({}), |cidr| json!({"cidr": cidr}));
+                json!({
+                    "id": rule.meta.id,
+                    "parent_group_id": id,
+                    "ip_protocol": rule.protocol,
+                    "from_port": rule.port_min,
+                    "to_port": rule.port_max,
+                    "ip_range": range,
+                    "group": {},
+                })
+            })
+            .collect();
+        groups.push(SecurityGroup {
+            id,
+            name: group.meta.name,
+            description: group.meta.description,
+            tenant_id: group.meta.project_id,
+            rules,
+        });
+    }
+    Ok(groups)
 }
 
 /// Adds a security group to all ports of a server, or removes it.
@@ -127,24 +176,27 @@ pub(super) fn change_security_group(
     name: &str,
     add: bool,
 ) -> Result<()> {
-    let _ = (conn, ctx, server, add);
-    Err(Error::not_found("Security group", name))
+    for group in network::security_groups::resolve(conn, ctx, &[name])? {
+        ports::change_group(conn, server, group, add)?;
+    }
+    Ok(())
 }
 
 /// What the metadata service tells of the subnets of these interfaces.
 pub(super) fn subnets(conn: &Connection, interfaces: &[Interface]) -> Result<BTreeMap<Uuid, SubnetFacts>> {
-    let _ = (conn, interfaces);
-    Ok(BTreeMap::new())
-}
-
-/// The server's ports are on this node from now on.
-pub(super) fn bind(conn: &Connection, server: Uuid, node: &str) -> Result<()> {
-    let _ = (conn, server, node);
-    Ok(())
-}
-
-/// The security groups of a server.
-pub(super) fn security_groups(conn: &Connection, ctx: &Context, server: Uuid) -> Result<Vec<SecurityGroup>> {
-    let _ = (conn, ctx, server);
-    Ok(Vec::new())
+    let mut facts = BTreeMap::new();
+    for interface in interfaces {
+        for subnet in network::subnets::of_network(conn, interface.network)? {
+            facts.insert(
+                subnet.meta.id,
+                SubnetFacts {
+                    cidr: subnet.cidr,
+                    gateway: subnet.gateway_ip,
+                    dns: subnet.dns_nameservers,
+                    dhcp: subnet.enable_dhcp,
+                },
+            );
+        }
+    }
+    Ok(facts)
 }

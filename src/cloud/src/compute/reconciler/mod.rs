@@ -38,6 +38,8 @@ pub struct Settings {
     pub graceful_stop: Duration,
     /// How many machines and volumes are made at once.
     pub parallel: usize,
+    /// How long a machine waits for the switch to have its ports.
+    pub wait_for_ports: Duration,
     /// The first wait after a step failed that is tried again; it doubles up to 64 times this.
     pub retry: Duration,
 }
@@ -45,7 +47,12 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Settings { graceful_stop: Duration::from_secs(60), parallel: (cores * 2).max(4), retry: Duration::from_secs(1) }
+        Settings {
+            graceful_stop: Duration::from_secs(60),
+            parallel: (cores * 2).max(4),
+            wait_for_ports: Duration::from_secs(10),
+            retry: Duration::from_secs(1),
+        }
     }
 }
 

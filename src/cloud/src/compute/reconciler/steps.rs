@@ -56,6 +56,12 @@ pub(super) async fn perform(shared: &Shared, server: &Server, step: Step, slot: 
                 return Ok(Flow::Replan);
             }
             let machine = machine(shared, server).await?;
+            if let (false, Err(error)) =
+                (machine.nics.is_empty(), ports::wait(&shared.cloud, id, shared.settings.wait_for_ports).await)
+            {
+                // The guest asks for its address again and again; better late than not at all.
+                tracing::warn!(server = %id, %error, "started before its ports are ready");
+            }
             drivers.machines.start(&machine).await?;
         }
         Step::Stop(StopMode::Hard) => drivers.machines.stop(id, StopMode::Hard).await?,
@@ -126,7 +132,7 @@ async fn place(shared: &Shared, server: &Server) -> Result<Flow> {
             row.host = Some(node.clone());
             row.zone = Some(zone.clone());
             row.task_state = Some(Task::Spawning);
-            ports::bind(conn, row.id, &node)
+            ports::bind(conn, row, &node)
         } else {
             set_error(conn, row, 500, scheduler::NO_VALID_HOST, None)
         }

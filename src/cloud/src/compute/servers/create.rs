@@ -225,7 +225,7 @@ fn insert(
                 .execute(params![id.to_string(), data])?;
         }
         for request in &networks {
-            ports::create_for_server(conn, ctx, &server, request, &groups).map_err(as_bad_request)?;
+            ports::create_for_server(conn, ctx, id, request, &groups).map_err(as_bad_request)?;
         }
         record(conn, ctx, &server, ("create", "compute__do_build_and_run_instance"), false)?;
         made.push(id);
