@@ -326,3 +326,6 @@ impl Drop for UnderWay {
         self.0.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests;
