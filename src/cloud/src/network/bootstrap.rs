@@ -20,13 +20,21 @@ pub const EXTERNAL_NETWORK: &str = "ext-net";
 /// # Errors
 /// The store's, and a range that has no room for hosts.
 pub async fn bootstrap(cloud: &Cloud) -> Result<()> {
-    let Some(external) = cloud.config.external.clone() else { return Ok(()) };
+    let Some(external) = cloud.config.external.clone() else {
+        return Ok(());
+    };
     let config = cloud.config.clone();
-    cloud.store.write("bootstrap", move |conn| make_external(conn, &config, &external)).await
+    cloud
+        .store
+        .write("bootstrap", move |conn| make_external(conn, &config, &external))
+        .await
 }
 
 fn make_external(conn: &Connection, config: &Config, external: &External) -> Result<()> {
-    if let Some(mut network) = networks::all(conn)?.into_iter().find(|network| !network.uplink.is_empty()) {
+    if let Some(mut network) = networks::all(conn)?
+        .into_iter()
+        .find(|network| !network.uplink.is_empty())
+    {
         // The operator gave the TAP another name: only that can change, addresses are in use.
         if network.uplink != external.tap {
             network.uplink.clone_from(&external.tap);

@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::floating_ips::{self, FloatingIp};
 use super::networks;
 use super::ports::{self, PortRow};
-use super::rows::Condition;
 use super::routers::{self, Router};
+use super::rows::Condition;
 use super::security_groups::{self, SecurityGroup};
 use super::security_rules::Rule;
 use super::subnets::{self, Subnet};
@@ -31,21 +31,34 @@ pub fn compile(conn: &Connection, config: &Config, metadata: MetadataOf<'_>) -> 
     let mut tables = Tables::default();
     let mut holders: HashMap<(Uuid, IpAddr), &PortRow> = HashMap::new();
     for port in &ports {
-        holders.extend(port.fixed_ips.iter().map(|address| ((address.subnet, address.ip), port)));
+        holders.extend(
+            port.fixed_ips
+                .iter()
+                .map(|address| ((address.subnet, address.ip), port)),
+        );
     }
     for network in networks::all(conn)? {
         if !network.uplink.is_empty() {
-            tables.uplinks.push(net::Uplink { network: network.meta.id, name: network.uplink.clone() });
+            tables.uplinks.push(net::Uplink {
+                network: network.meta.id,
+                name: network.uplink.clone(),
+            });
         }
         tables.networks.insert(
             network.meta.id,
-            net::Network { vni: network.vni, mtu: network.mtu, subnets: BTreeMap::new() },
+            net::Network {
+                vni: network.vni,
+                mtu: network.mtu,
+                subnets: BTreeMap::new(),
+            },
         );
         let domain = network.dns_domain.trim_end_matches('.');
         let domain = (!domain.is_empty()).then(|| domain.to_owned());
         for subnet in subnets::of_network(conn, network.meta.id)? {
-            let gateway_holder =
-                subnet.gateway_ip.and_then(|ip| holders.get(&(subnet.meta.id, ip))).copied();
+            let gateway_holder = subnet
+                .gateway_ip
+                .and_then(|ip| holders.get(&(subnet.meta.id, ip)))
+                .copied();
             let compiled = compile_subnet(config, &subnet, gateway_holder, domain.clone());
             if let Some(network) = tables.networks.get_mut(&network.meta.id) {
                 network.subnets.insert(subnet.meta.id, compiled);
@@ -55,7 +68,9 @@ pub fn compile(conn: &Connection, config: &Config, metadata: MetadataOf<'_>) -> 
     let groups = security_groups::all(conn)?;
     tables.security_groups = compile_groups(&groups, &ports);
     for router in routers::matching(conn, Condition::all())? {
-        tables.routers.insert(router.meta.id, compile_router(&router, &ports, &floating));
+        tables
+            .routers
+            .insert(router.meta.id, compile_router(&router, &ports, &floating));
     }
     for port in &ports {
         if port.device_owner == ports::FLOATING_IP {
@@ -65,7 +80,9 @@ pub fn compile(conn: &Connection, config: &Config, metadata: MetadataOf<'_>) -> 
             Some(server) => metadata(conn, server)?,
             None => None,
         };
-        tables.ports.insert(port.id, compile_port(config, port, documents));
+        tables
+            .ports
+            .insert(port.id, compile_port(config, port, documents));
     }
     Ok(tables)
 }
@@ -105,17 +122,29 @@ fn compile_subnet(
 }
 
 fn route(route: &subnets::HostRoute) -> net::Route {
-    net::Route { destination: route.destination, nexthop: route.nexthop }
+    net::Route {
+        destination: route.destination,
+        nexthop: route.nexthop,
+    }
 }
 
 fn addresses(addresses: &[super::FixedIp]) -> Vec<net::FixedIp> {
-    addresses.iter().map(|address| net::FixedIp { subnet: address.subnet, ip: address.ip }).collect()
+    addresses
+        .iter()
+        .map(|address| net::FixedIp {
+            subnet: address.subnet,
+            ip: address.ip,
+        })
+        .collect()
 }
 
 fn compile_port(config: &Config, port: &PortRow, metadata: Option<Metadata>) -> net::Port {
     let here = port.host.is_empty() || port.host == config.node;
     let pairs = port.address_pairs.iter().filter_map(|pair| {
-        Some(net::AddressPair { mac: pair.mac_address.filter(|mac| *mac != port.mac), prefix: pair.prefix()? })
+        Some(net::AddressPair {
+            mac: pair.mac_address.filter(|mac| *mac != port.mac),
+            prefix: pair.prefix()?,
+        })
     });
     net::Port {
         network: port.network_id,
@@ -126,7 +155,11 @@ fn compile_port(config: &Config, port: &PortRow, metadata: Option<Metadata>) -> 
         security_groups: port.security_groups.clone(),
         admin_up: port.admin_state_up,
         hostname: (!port.dns_name.is_empty()).then(|| port.dns_name.clone()),
-        attachment: if port.server.is_some() && here { Attachment::VhostUser } else { Attachment::None },
+        attachment: if port.server.is_some() && here {
+            Attachment::VhostUser
+        } else {
+            Attachment::None
+        },
         metadata,
     }
 }
@@ -136,21 +169,39 @@ fn compile_groups(groups: &[SecurityGroup], ports: &[PortRow]) -> BTreeMap<Uuid,
     let mut members: HashMap<Uuid, BTreeSet<IpAddr>> = HashMap::new();
     for port in ports.iter().filter(|port| port.port_security_enabled) {
         let pairs = port.address_pairs.iter().filter_map(ports::AddressPair::prefix);
-        let hosts = pairs.filter(|prefix| prefix.prefix_len() == prefix.max_prefix_len()).map(|p| p.addr());
-        let own: Vec<IpAddr> = port.fixed_ips.iter().map(|address| address.ip).chain(hosts).collect();
+        let hosts = pairs
+            .filter(|prefix| prefix.prefix_len() == prefix.max_prefix_len())
+            .map(|p| p.addr());
+        let own: Vec<IpAddr> = port
+            .fixed_ips
+            .iter()
+            .map(|address| address.ip)
+            .chain(hosts)
+            .collect();
         for group in &port.security_groups {
             members.entry(*group).or_default().extend(&own);
         }
     }
     let in_use = groups.iter().filter(|group| members.contains_key(&group.meta.id));
-    let remote = in_use.clone().flat_map(|group| &group.rules).filter_map(|rule| rule.remote_group_id);
+    let remote = in_use
+        .clone()
+        .flat_map(|group| &group.rules)
+        .filter_map(|rule| rule.remote_group_id);
     let wanted: BTreeSet<Uuid> = in_use.map(|group| group.meta.id).chain(remote).collect();
-    let compiled = groups.iter().filter(|group| wanted.contains(&group.meta.id)).map(|group| {
-        let mut rules: Vec<net::Rule> = group.rules.iter().map(compile_rule).collect();
-        rules.sort_by_key(|rule| rule.id);
-        let members = members.get(&group.meta.id).into_iter().flatten().copied().collect();
-        (group.meta.id, net::SecurityGroup { rules, members })
-    });
+    let compiled = groups
+        .iter()
+        .filter(|group| wanted.contains(&group.meta.id))
+        .map(|group| {
+            let mut rules: Vec<net::Rule> = group.rules.iter().map(compile_rule).collect();
+            rules.sort_by_key(|rule| rule.id);
+            let members = members
+                .get(&group.meta.id)
+                .into_iter()
+                .flatten()
+                .copied()
+                .collect();
+            (group.meta.id, net::SecurityGroup { rules, members })
+        });
     compiled.collect()
 }
 
@@ -167,15 +218,28 @@ fn compile_rule(rule: &Rule) -> net::Rule {
         (None, Some(prefix)) if prefix.prefix_len() > 0 => Remote::Prefix(prefix.trunc()),
         _ => Remote::Any,
     };
-    net::Rule { id: rule.meta.id, direction: rule.direction, ip_version: rule.ethertype.version(), protocol, ports, remote }
+    net::Rule {
+        id: rule.meta.id,
+        direction: rule.direction,
+        ip_version: rule.ethertype.version(),
+        protocol,
+        ports,
+        remote,
+    }
 }
 
 fn compile_router(router: &Router, ports: &[PortRow], floating: &[FloatingIp]) -> net::Router {
     let id = router.meta.id.to_string();
     let own = ports.iter().filter(|port| port.device_id == id);
-    let interfaces = own.clone().filter(|port| port.device_owner == ports::ROUTER_INTERFACE);
-    let gateway = own.clone().find(|port| port.device_owner == ports::ROUTER_GATEWAY);
-    let floating = floating.iter().filter(|floating| floating.router_id == Some(router.meta.id));
+    let interfaces = own
+        .clone()
+        .filter(|port| port.device_owner == ports::ROUTER_INTERFACE);
+    let gateway = own
+        .clone()
+        .find(|port| port.device_owner == ports::ROUTER_GATEWAY);
+    let floating = floating
+        .iter()
+        .filter(|floating| floating.router_id == Some(router.meta.id));
     net::Router {
         admin_up: router.admin_state_up,
         interfaces: interfaces
@@ -209,11 +273,20 @@ fn compile_router(router: &Router, ports: &[PortRow], floating: &[FloatingIp]) -
 
 /// What is in the switch once it obeys these tables, as the API tells it: ports and floating IPs that work.
 pub(super) fn active(tables: &Tables) -> BTreeSet<Uuid> {
-    let legs = tables.routers.values().filter(|router| router.admin_up).flat_map(|router| {
-        let interfaces = router.interfaces.iter().map(|interface| interface.port);
-        let floating = router.floating_ips.iter().map(|floating| floating.id);
-        interfaces.chain(router.gateway.iter().map(|gateway| gateway.port)).chain(floating)
-    });
-    let plugged = tables.ports.iter().filter(|(_, port)| port.admin_up && port.attachment != Attachment::None);
+    let legs = tables
+        .routers
+        .values()
+        .filter(|router| router.admin_up)
+        .flat_map(|router| {
+            let interfaces = router.interfaces.iter().map(|interface| interface.port);
+            let floating = router.floating_ips.iter().map(|floating| floating.id);
+            interfaces
+                .chain(router.gateway.iter().map(|gateway| gateway.port))
+                .chain(floating)
+        });
+    let plugged = tables
+        .ports
+        .iter()
+        .filter(|(_, port)| port.admin_up && port.attachment != Attachment::None);
     plugged.map(|(id, _)| *id).chain(legs).collect()
 }

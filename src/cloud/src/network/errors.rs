@@ -4,7 +4,11 @@ use crate::Error;
 use crate::error::Kind;
 
 pub(crate) fn named(kind: Kind, name: &'static str, message: impl Into<String>) -> Error {
-    Error::Named { name, kind, message: message.into() }
+    Error::Named {
+        name,
+        kind,
+        message: message.into(),
+    }
 }
 
 pub(crate) fn conflict(name: &'static str, message: impl Into<String>) -> Error {
@@ -26,7 +30,11 @@ pub(crate) fn invalid(reason: impl std::fmt::Display) -> Error {
 
 /// What the table of policies would say, had it a row for this.
 pub(crate) fn disallowed(rule: &str) -> Error {
-    named(Kind::Forbidden, "PolicyNotAuthorized", format!("({rule}) is disallowed by policy"))
+    named(
+        Kind::Forbidden,
+        "PolicyNotAuthorized",
+        format!("({rule}) is disallowed by policy"),
+    )
 }
 
 pub(crate) fn no_network(id: impl std::fmt::Display) -> Error {
@@ -46,13 +54,22 @@ pub(crate) fn no_router(id: impl std::fmt::Display) -> Error {
 }
 
 pub(crate) fn no_floating_ip(id: impl std::fmt::Display) -> Error {
-    missing("FloatingIPNotFound", format!("Floating IP {id} could not be found"))
+    missing(
+        "FloatingIPNotFound",
+        format!("Floating IP {id} could not be found"),
+    )
 }
 
 pub(crate) fn no_group(id: impl std::fmt::Display) -> Error {
-    missing("SecurityGroupNotFound", format!("Security group {id} does not exist"))
+    missing(
+        "SecurityGroupNotFound",
+        format!("Security group {id} does not exist"),
+    )
 }
 
 pub(crate) fn no_rule(id: impl std::fmt::Display) -> Error {
-    missing("SecurityGroupRuleNotFound", format!("Security group rule {id} does not exist"))
+    missing(
+        "SecurityGroupRuleNotFound",
+        format!("Security group rule {id} does not exist"),
+    )
 }

@@ -87,7 +87,11 @@ impl FloatingIp {
 
     /// `ACTIVE` or `DOWN`.
     pub fn status(&self) -> &'static str {
-        if self.active && self.port_id.is_some() { "ACTIVE" } else { "DOWN" }
+        if self.active && self.port_id.is_some() {
+            "ACTIVE"
+        } else {
+            "DOWN"
+        }
     }
 
     fn apply(&mut self, fields: &Fields) {
@@ -118,7 +122,10 @@ impl FloatingIp {
             Some(ip) => port.fixed_ips.iter().find(|has| has.ip == ip).ok_or_else(|| {
                 bad(
                     "BadRequest",
-                    format!("Bad floatingip request: Port {} does not have fixed ip {ip}.", port.id),
+                    format!(
+                        "Bad floatingip request: Port {} does not have fixed ip {ip}.",
+                        port.id
+                    ),
                 )
             })?,
             None => match candidates.as_slice() {
@@ -186,7 +193,10 @@ impl FloatingIp {
 pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<FloatingIp> {
     ctx.require("floatingips", "create")?;
     let network_id = fields.network_id.ok_or_else(|| {
-        bad("HTTPBadRequest", "Failed to parse request. Required attribute 'floating_network_id' not specified")
+        bad(
+            "HTTPBadRequest",
+            "Failed to parse request. Required attribute 'floating_network_id' not specified",
+        )
     })?;
     let network = networks::get(conn, ctx, network_id)?;
     if !network.external {
@@ -212,10 +222,14 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Float
         }
         (subnet, ip) => Some(FixedIpRequest { subnet, ip }),
     };
-    if let Some(FixedIpRequest { subnet: Some(subnet), .. }) = request
+    if let Some(FixedIpRequest {
+        subnet: Some(subnet), ..
+    }) = request
         && subnets::fetch(conn, subnet)?.network_id != network_id
     {
-        return Err(invalid(format_args!("Subnet {subnet} is not on network {network_id}")));
+        return Err(invalid(format_args!(
+            "Subnet {subnet} is not on network {network_id}"
+        )));
     }
     let own = ports::create_service(
         conn,
@@ -225,10 +239,15 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Float
         meta.id,
         request.as_ref().map(std::slice::from_ref),
     )?;
-    let address = own.fixed_ips.iter().map(|has| has.ip).find(IpAddr::is_ipv4).ok_or_else(|| {
-        let message = format!("Unable to find any IP address on external network {network_id}.");
-        bad("ExternalIpAddressExhausted", message)
-    })?;
+    let address = own
+        .fixed_ips
+        .iter()
+        .map(|has| has.ip)
+        .find(IpAddr::is_ipv4)
+        .ok_or_else(|| {
+            let message = format!("Unable to find any IP address on external network {network_id}.");
+            bad("ExternalIpAddressExhausted", message)
+        })?;
     let mut floating = FloatingIp {
         meta,
         network_id,
@@ -247,7 +266,12 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Float
     Ok(floating)
 }
 
-fn attach_as_asked(floating: &mut FloatingIp, conn: &Connection, ctx: &Context, fields: &Fields) -> Result<()> {
+fn attach_as_asked(
+    floating: &mut FloatingIp,
+    conn: &Connection,
+    ctx: &Context,
+    fields: &Fields,
+) -> Result<()> {
     let fixed = fields.fixed_ip.flatten();
     match fields.port_id {
         Some(Some(port)) => {
@@ -257,9 +281,10 @@ fn attach_as_asked(floating: &mut FloatingIp, conn: &Connection, ctx: &Context, 
             }
             floating.attach(conn, ctx, port, fixed)
         }
-        Some(None) if fixed.is_some() => {
-            Err(bad("BadRequest", "Bad floatingip request: fixed_ip_address cannot be specified without a port_id."))
-        }
+        Some(None) if fixed.is_some() => Err(bad(
+            "BadRequest",
+            "Bad floatingip request: fixed_ip_address cannot be specified without a port_id.",
+        )),
         Some(None) => {
             floating.detach();
             Ok(())
@@ -268,7 +293,8 @@ fn attach_as_asked(floating: &mut FloatingIp, conn: &Connection, ctx: &Context, 
             (None, _) => Ok(()),
             (Some(ip), Some(port)) => floating.attach(conn, ctx, port, Some(ip)),
             (Some(_), None) => {
-                let message = "Bad floatingip request: fixed_ip_address cannot be specified without a port_id.";
+                let message =
+                    "Bad floatingip request: fixed_ip_address cannot be specified without a port_id.";
                 Err(bad("BadRequest", message))
             }
         },
@@ -336,7 +362,9 @@ pub fn target(conn: &Connection, floating: &FloatingIp) -> Result<Option<PortRow
 
 /// A floating IP stands for this address of the port.
 pub(crate) fn uses(conn: &Connection, port: Uuid, ip: IpAddr) -> Result<bool> {
-    Ok(of_port(conn, port)?.iter().any(|floating| floating.fixed_ip == Some(ip)))
+    Ok(of_port(conn, port)?
+        .iter()
+        .any(|floating| floating.fixed_ip == Some(ip)))
 }
 
 /// The port goes: its floating IPs stay, without it.
@@ -352,10 +380,18 @@ pub(crate) fn detach_port(conn: &Connection, port: Uuid) -> Result<()> {
 
 /// Some floating IP needs this router to lead to a network (or, with a subnet, from the subnet).
 pub(crate) fn needs(conn: &Connection, router: Uuid, subnet: Option<Uuid>) -> Result<bool> {
-    for floating in rows::select(conn, TABLE, Condition::equals("router_id", router), FloatingIp::read)? {
+    for floating in rows::select(
+        conn,
+        TABLE,
+        Condition::equals("router_id", router),
+        FloatingIp::read,
+    )? {
         let Some(subnet) = subnet else { return Ok(true) };
         if let (Some(port), Some(ip)) = (floating.port_id, floating.fixed_ip)
-            && ports::fetch(conn, port)?.fixed_ips.iter().any(|has| has.ip == ip && has.subnet == subnet)
+            && ports::fetch(conn, port)?
+                .fixed_ips
+                .iter()
+                .any(|has| has.ip == ip && has.subnet == subnet)
         {
             return Ok(true);
         }

@@ -21,7 +21,13 @@ pub struct FixedIp {
 }
 
 /// Gives this very address away.
-pub(crate) fn take(conn: &Connection, subnet: &Subnet, ip: IpAddr, owner: Uuid, position: usize) -> Result<FixedIp> {
+pub(crate) fn take(
+    conn: &Connection,
+    subnet: &Subnet,
+    ip: IpAddr,
+    owner: Uuid,
+    position: usize,
+) -> Result<FixedIp> {
     let id = subnet.meta.id;
     if holder(conn, id, ip)?.is_some() {
         let message = format!(
@@ -47,7 +53,8 @@ pub(crate) fn give_back(conn: &Connection, address: FixedIp) -> Result<()> {
 
 /// Takes all addresses of an owner back.
 pub(crate) fn give_back_all(conn: &Connection, owner: Uuid) -> Result<()> {
-    conn.prepare_cached("DELETE FROM network_allocations WHERE owner_id=?1")?.execute([owner.to_string()])?;
+    conn.prepare_cached("DELETE FROM network_allocations WHERE owner_id=?1")?
+        .execute([owner.to_string()])?;
     Ok(())
 }
 
@@ -63,7 +70,9 @@ pub(crate) fn place(conn: &Connection, address: FixedIp, position: usize) -> Res
 pub(crate) fn holder(conn: &Connection, subnet: Uuid, ip: IpAddr) -> Result<Option<Uuid>> {
     let found = conn
         .prepare_cached("SELECT owner_id FROM network_allocations WHERE subnet_id=?1 AND address=?2")?
-        .query_row((subnet.to_string(), ranges::key(ip)), |row| rows::parsed(row, "owner_id"))
+        .query_row((subnet.to_string(), ranges::key(ip)), |row| {
+            rows::parsed(row, "owner_id")
+        })
         .optional()?;
     Ok(found)
 }
@@ -89,7 +98,9 @@ pub(crate) fn all(conn: &Connection) -> Result<Vec<(Uuid, FixedIp)>> {
 /// Addresses of the subnet that are given away, its DHCP server's included.
 pub(crate) fn used(conn: &Connection, subnet: Uuid) -> Result<i64> {
     let sql = "SELECT count(*) FROM network_allocations WHERE subnet_id=?1";
-    Ok(conn.prepare_cached(sql)?.query_row([subnet.to_string()], |row| row.get(0))?)
+    Ok(conn
+        .prepare_cached(sql)?
+        .query_row([subnet.to_string()], |row| row.get(0))?)
 }
 
 /// An address of these pools that nobody has: the one behind the last one given (an address that was just given back
@@ -129,5 +140,8 @@ pub(crate) fn free(conn: &Connection, subnet: Uuid, pools: &[Pool]) -> Result<Op
 fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<FixedIp> {
     let bytes: Vec<u8> = row.get("address")?;
     let ip = ranges::from_key(&bytes).ok_or(rusqlite::Error::IntegralValueOutOfRange(1, 0))?;
-    Ok(FixedIp { subnet: rows::parsed(row, "subnet_id")?, ip })
+    Ok(FixedIp {
+        subnet: rows::parsed(row, "subnet_id")?,
+        ip,
+    })
 }

@@ -11,6 +11,7 @@ mod rows;
 pub mod bootstrap;
 pub mod compile;
 pub mod floating_ips;
+pub mod inventory;
 pub mod networks;
 pub mod ports;
 pub mod quotas;
@@ -24,10 +25,12 @@ pub mod tags;
 pub use bootstrap::bootstrap;
 pub use compile::compile;
 pub use ipam::FixedIp;
+pub use ipnet::IpNet;
 pub use networks::available_networks;
 pub use ranges::Pool;
 pub use reconcile::{WORKER, spawn, wait_for_server};
 pub use rows::{Meta, Where};
+pub use rusqlite::Connection;
 
 use crate::policy::{Rule, Who, rule};
 

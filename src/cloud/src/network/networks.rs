@@ -120,7 +120,10 @@ impl Network {
         }
         if let Some(mtu) = fields.mtu.filter(|mtu| *mtu != 0) {
             if mtu < 68 || mtu > config.mtu {
-                return Err(invalid(format_args!("Requested MTU is not between 68 and {}", config.mtu)));
+                return Err(invalid(format_args!(
+                    "Requested MTU is not between 68 and {}",
+                    config.mtu
+                )));
             }
             self.mtu = mtu;
         }
@@ -132,7 +135,10 @@ impl Network {
             self.zone_hints.clone_from(hints);
         }
         if self.is_default && !self.external {
-            return Err(bad("InvalidInput", "Only external networks can be the default network."));
+            return Err(bad(
+                "InvalidInput",
+                "Only external networks can be the default network.",
+            ));
         }
         Ok(())
     }
@@ -193,12 +199,21 @@ pub fn create(conn: &Connection, config: &Config, ctx: &Context, fields: &Fields
 }
 
 /// Changes a network. Saying what is so already changes nothing.
-pub fn update(conn: &Connection, config: &Config, ctx: &Context, id: Uuid, fields: &Fields) -> Result<Network> {
+pub fn update(
+    conn: &Connection,
+    config: &Config,
+    ctx: &Context,
+    id: Uuid,
+    fields: &Fields,
+) -> Result<Network> {
     ctx.require("networks", "update")?;
     let old = get(conn, ctx, id)?;
     rows::check_owner(ctx, &old.meta, "rule:update_network")?;
     check_rights(ctx, "update", fields)?;
-    if fields.provider_type.is_some() || fields.provider_physical.is_some() || fields.segmentation_id.is_some() {
+    if fields.provider_type.is_some()
+        || fields.provider_physical.is_some()
+        || fields.segmentation_id.is_some()
+    {
         return Err(invalid("Plugin does not support updating provider attributes"));
     }
     let mut new = old.clone();
@@ -208,7 +223,10 @@ pub fn update(conn: &Connection, config: &Config, ctx: &Context, id: Uuid, field
     }
     if old.shared && !new.shared {
         let theirs = Condition::equals("network_id", id)
-            .and(Condition::new("project_id<>?", vec![rows::text(&old.meta.project_id)]))
+            .and(Condition::new(
+                "project_id<>?",
+                vec![rows::text(&old.meta.project_id)],
+            ))
             .and(Condition::new("project_id<>''", Vec::new()));
         if rows::count(conn, "ports", theirs.clone())? + rows::count(conn, "subnets", theirs)? > 0 {
             let message = format!(
@@ -257,7 +275,12 @@ pub fn delete(conn: &Connection, ctx: &Context, id: Uuid) -> Result<()> {
 /// The networks that the caller sees: its own, shared and external ones.
 pub fn list(conn: &Connection, ctx: &Context, which: &Where) -> Result<Vec<Network>> {
     ctx.require("networks", "list")?;
-    rows::select(conn, TABLE, Condition::visible(ctx, Some(SEEN))?.and(which.condition()), Network::read)
+    rows::select(
+        conn,
+        TABLE,
+        Condition::visible(ctx, Some(SEEN))?.and(which.condition()),
+        Network::read,
+    )
 }
 
 /// One network that the caller sees.
@@ -279,8 +302,14 @@ pub(crate) fn all(conn: &Connection) -> Result<Vec<Network>> {
 /// Networks that a server may be put on when its owner names none: the project's own and the shared ones, but no
 /// external one.
 pub fn available_networks(conn: &Connection, ctx: &Context) -> Result<Vec<Uuid>> {
-    let own = Condition::new("(project_id=? OR shared=1) AND external=0", vec![rows::text(ctx.project()?)]);
-    Ok(rows::select(conn, TABLE, own, Network::read)?.into_iter().map(|network| network.meta.id).collect())
+    let own = Condition::new(
+        "(project_id=? OR shared=1) AND external=0",
+        vec![rows::text(ctx.project()?)],
+    );
+    Ok(rows::select(conn, TABLE, own, Network::read)?
+        .into_iter()
+        .map(|network| network.meta.id)
+        .collect())
 }
 
 /// A change to a part of the network is one of the network.
@@ -293,7 +322,9 @@ pub(crate) fn bump(conn: &Connection, id: Uuid) -> Result<()> {
 pub(crate) fn free_vni(conn: &Connection, wanted: Option<u32>) -> Result<u32> {
     if let Some(vni) = wanted {
         if vni == 0 || vni > MAX_VNI {
-            return Err(invalid(format_args!("segmentation_id out of range (1 through {MAX_VNI})")));
+            return Err(invalid(format_args!(
+                "segmentation_id out of range (1 through {MAX_VNI})"
+            )));
         }
         if rows::count(conn, TABLE, Condition::new("vni=?", vec![vni.into()]))? > 0 {
             let message = format!("Unable to create the network. The tunnel ID {vni} is in use.");
@@ -301,8 +332,9 @@ pub(crate) fn free_vni(conn: &Connection, wanted: Option<u32>) -> Result<u32> {
         }
         return Ok(vni);
     }
-    let next: u32 =
-        conn.prepare_cached("SELECT coalesce(max(vni), 0) + 1 FROM networks")?.query_row([], |row| row.get(0))?;
+    let next: u32 = conn
+        .prepare_cached("SELECT coalesce(max(vni), 0) + 1 FROM networks")?
+        .query_row([], |row| row.get(0))?;
     if next <= MAX_VNI {
         return Ok(next);
     }

@@ -26,7 +26,15 @@ use Resource::{FloatingIp, Network, Port, Router, SecurityGroup, SecurityGroupRu
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Resource; 7] = [Network, Subnet, Port, Router, FloatingIp, SecurityGroup, SecurityGroupRule];
+    pub const ALL: [Resource; 7] = [
+        Network,
+        Subnet,
+        Port,
+        Router,
+        FloatingIp,
+        SecurityGroup,
+        SecurityGroupRule,
+    ];
 
     /// As the API names it.
     pub fn name(self) -> &'static str {
@@ -84,9 +92,15 @@ pub fn show(conn: &Connection, ctx: &Context, project: &str) -> Result<Limits> {
 /// The limits of every project that has its own.
 pub fn list(conn: &Connection, ctx: &Context) -> Result<Vec<(String, Limits)>> {
     ctx.require("network_quotas", "list")?;
-    let mut statement = conn.prepare_cached("SELECT DISTINCT project_id FROM network_quotas ORDER BY project_id")?;
-    let projects: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-    projects.into_iter().map(|project| Ok((project.clone(), limits(conn, &project)?))).collect()
+    let mut statement =
+        conn.prepare_cached("SELECT DISTINCT project_id FROM network_quotas ORDER BY project_id")?;
+    let projects: Vec<String> = statement
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    projects
+        .into_iter()
+        .map(|project| Ok((project.clone(), limits(conn, &project)?)))
+        .collect()
 }
 
 /// How much the project uses.
@@ -117,7 +131,8 @@ pub fn update(conn: &Connection, ctx: &Context, project: &str, changes: &Limits)
 /// Back to the defaults.
 pub fn reset(conn: &Connection, ctx: &Context, project: &str) -> Result<()> {
     ctx.require("network_quotas", "update")?;
-    conn.prepare_cached("DELETE FROM network_quotas WHERE project_id=?1")?.execute([project])?;
+    conn.prepare_cached("DELETE FROM network_quotas WHERE project_id=?1")?
+        .execute([project])?;
     Ok(())
 }
 
@@ -133,7 +148,10 @@ pub(crate) fn charge(conn: &Connection, project: &str, resource: Resource, more:
 }
 
 fn limits(conn: &Connection, project: &str) -> Result<Limits> {
-    let mut limits: Limits = Resource::ALL.into_iter().map(|resource| (resource, resource.default_limit())).collect();
+    let mut limits: Limits = Resource::ALL
+        .into_iter()
+        .map(|resource| (resource, resource.default_limit()))
+        .collect();
     let mut statement =
         conn.prepare_cached("SELECT resource, amount FROM network_quotas WHERE project_id=?1")?;
     let mut found = statement.query([project])?;

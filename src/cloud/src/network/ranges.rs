@@ -61,7 +61,9 @@ pub(crate) fn from_key(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return Some(Ipv4Addr::from(v4).into());
     }
-    <[u8; 16]>::try_from(bytes).ok().map(|v6| Ipv6Addr::from(v6).into())
+    <[u8; 16]>::try_from(bytes)
+        .ok()
+        .map(|v6| Ipv6Addr::from(v6).into())
 }
 
 /// The first and the last address that a host may have. IPv4: neither the network's nor the broadcast address, where
@@ -87,14 +89,23 @@ pub(crate) fn is_host(cidr: IpNet, ip: IpAddr) -> bool {
 pub(crate) fn default_pools(cidr: IpNet, gateway: Option<IpAddr>) -> Vec<Pool> {
     let (first, last) = hosts(cidr);
     let Some(gateway) = gateway.filter(|ip| first <= *ip && *ip <= last) else {
-        return vec![Pool { start: first, end: last }];
+        return vec![Pool {
+            start: first,
+            end: last,
+        }];
     };
     let mut pools = Vec::new();
     if gateway > first {
-        pools.push(Pool { start: first, end: address(number(gateway) - 1, gateway) });
+        pools.push(Pool {
+            start: first,
+            end: address(number(gateway) - 1, gateway),
+        });
     }
     if gateway < last {
-        pools.push(Pool { start: address(number(gateway) + 1, gateway), end: last });
+        pools.push(Pool {
+            start: address(number(gateway) + 1, gateway),
+            end: last,
+        });
     }
     pools
 }
@@ -111,7 +122,10 @@ pub(crate) fn check_pools(cidr: IpNet, gateway: Option<IpAddr>, mut pools: Vec<P
         if !is_host(cidr, pool.start) || !is_host(cidr, pool.end) {
             return Err(bad(
                 "OutOfBoundsAllocationPool",
-                format!("The allocation pool {} spans beyond the subnet cidr {cidr}.", pool.show()),
+                format!(
+                    "The allocation pool {} spans beyond the subnet cidr {cidr}.",
+                    pool.show()
+                ),
             ));
         }
     }
@@ -139,7 +153,10 @@ pub(crate) fn check_gateway(gateway: Option<IpAddr>, pools: &[Pool]) -> Result<(
         None => Ok(()),
         Some(pool) => Err(conflict(
             "GatewayConflictWithAllocationPools",
-            format!("Gateway ip {gateway} conflicts with allocation pool {}.", pool.show()),
+            format!(
+                "Gateway ip {gateway} conflicts with allocation pool {}.",
+                pool.show()
+            ),
         )),
     }
 }
@@ -166,19 +183,31 @@ mod tests {
     }
 
     fn pool(start: &str, end: &str) -> Pool {
-        Pool { start: start.parse().unwrap(), end: end.parse().unwrap() }
+        Pool {
+            start: start.parse().unwrap(),
+            end: end.parse().unwrap(),
+        }
     }
 
     #[test]
     fn default_pools_leave_out_what_is_no_hosts() {
         let gateway = |text: &str| Some(text.parse().unwrap());
-        assert_eq!(default_pools(net("10.0.0.0/24"), gateway("10.0.0.1")), [pool("10.0.0.2", "10.0.0.254")]);
-        assert_eq!(default_pools(net("10.0.0.0/24"), None), [pool("10.0.0.1", "10.0.0.254")]);
+        assert_eq!(
+            default_pools(net("10.0.0.0/24"), gateway("10.0.0.1")),
+            [pool("10.0.0.2", "10.0.0.254")]
+        );
+        assert_eq!(
+            default_pools(net("10.0.0.0/24"), None),
+            [pool("10.0.0.1", "10.0.0.254")]
+        );
         assert_eq!(
             default_pools(net("10.0.0.0/29"), gateway("10.0.0.3")),
             [pool("10.0.0.1", "10.0.0.2"), pool("10.0.0.4", "10.0.0.6")]
         );
-        assert_eq!(default_pools(net("10.0.0.0/31"), None), [pool("10.0.0.0", "10.0.0.1")]);
+        assert_eq!(
+            default_pools(net("10.0.0.0/31"), None),
+            [pool("10.0.0.0", "10.0.0.1")]
+        );
         assert_eq!(default_pools(net("10.0.0.1/32"), gateway("10.0.0.1")), []);
         let v6 = default_pools(net("fd00::/64"), gateway("fd00::1"));
         assert_eq!(v6, [pool("fd00::2", "fd00::ffff:ffff:ffff:ffff")]);
@@ -186,25 +215,37 @@ mod tests {
 
     #[test]
     fn pools_that_make_no_sense_are_refused_by_name() {
-        let refused = |pools: &[Pool]| match check_pools(net("10.0.0.0/24"), "10.0.0.1".parse().ok(), pools.into())
-        {
-            Err(crate::Error::Named { name, .. }) => name,
-            other => panic!("{other:?}"),
-        };
+        let refused =
+            |pools: &[Pool]| match check_pools(net("10.0.0.0/24"), "10.0.0.1".parse().ok(), pools.into()) {
+                Err(crate::Error::Named { name, .. }) => name,
+                other => panic!("{other:?}"),
+            };
         assert_eq!(refused(&[pool("10.0.0.9", "10.0.0.2")]), "InvalidAllocationPool");
         assert_eq!(refused(&[pool("10.0.0.9", "fd00::1")]), "InvalidAllocationPool");
-        assert_eq!(refused(&[pool("10.0.0.9", "10.0.1.2")]), "OutOfBoundsAllocationPool");
-        assert_eq!(refused(&[pool("10.0.0.9", "10.0.0.255")]), "OutOfBoundsAllocationPool");
+        assert_eq!(
+            refused(&[pool("10.0.0.9", "10.0.1.2")]),
+            "OutOfBoundsAllocationPool"
+        );
+        assert_eq!(
+            refused(&[pool("10.0.0.9", "10.0.0.255")]),
+            "OutOfBoundsAllocationPool"
+        );
         assert_eq!(
             refused(&[pool("10.0.0.9", "10.0.0.12"), pool("10.0.0.2", "10.0.0.9")]),
             "OverlappingAllocationPools"
         );
-        assert_eq!(refused(&[pool("10.0.0.1", "10.0.0.12")]), "GatewayConflictWithAllocationPools");
+        assert_eq!(
+            refused(&[pool("10.0.0.1", "10.0.0.12")]),
+            "GatewayConflictWithAllocationPools"
+        );
     }
 
     #[test]
     fn a_host_derives_its_address_as_rfc_4291_says() {
         let mac = "34:56:78:9a:bc:de".parse().unwrap();
-        assert_eq!(eui64(net("2001:db8::/64"), mac).to_string(), "2001:db8::3656:78ff:fe9a:bcde");
+        assert_eq!(
+            eui64(net("2001:db8::/64"), mac).to_string(),
+            "2001:db8::3656:78ff:fe9a:bcde"
+        );
     }
 }

@@ -48,7 +48,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
 fn matters(event: &Event) -> bool {
-    event.changes.iter().any(|change| WATCHED.contains(&change.table.as_str()))
+    event
+        .changes
+        .iter()
+        .any(|change| WATCHED.contains(&change.table.as_str()))
 }
 
 /// Starts the loop; it ends when the task is aborted.
@@ -56,10 +59,17 @@ pub fn spawn(cloud: Arc<Cloud>) -> JoinHandle<()> {
     // Subscribed before the first compilation: nothing is missed.
     let mut events = cloud.store.subscribe();
     tokio::spawn(async move {
-        let mut state = Reconciler { cloud, applied: None, generation: 0 };
+        let mut state = Reconciler {
+            cloud,
+            applied: None,
+            generation: 0,
+        };
         let mut retry = FIRST_RETRY;
         loop {
-            state.cloud.workers.set(WORKER, Activity::Busy("bringing the switch's tables up to date".into()));
+            state.cloud.workers.set(
+                WORKER,
+                Activity::Busy("bringing the switch's tables up to date".into()),
+            );
             match state.run().await {
                 Ok(()) => {
                     retry = FIRST_RETRY;
@@ -78,13 +88,19 @@ pub fn spawn(cloud: Arc<Cloud>) -> JoinHandle<()> {
                     let error = error.to_string();
                     tracing::warn!(%error, retry_ms = retry.as_millis(), "the switch's tables are not up to date");
                     let next_try = SystemTime::now() + retry;
-                    state.cloud.workers.set(WORKER, Activity::Failed { error, next_try });
+                    state
+                        .cloud
+                        .workers
+                        .set(WORKER, Activity::Failed { error, next_try });
                     tokio::time::sleep(retry).await;
                     retry = (retry * 2).min(LAST_RETRY);
                 }
             }
             // What is queued by now is in the next compilation.
-            while !matches!(events.try_recv(), Err(tokio::sync::broadcast::error::TryRecvError::Empty)) {
+            while !matches!(
+                events.try_recv(),
+                Err(tokio::sync::broadcast::error::TryRecvError::Empty)
+            ) {
                 if events.is_closed() {
                     return;
                 }
@@ -103,10 +119,17 @@ struct Reconciler {
 impl Reconciler {
     async fn run(&mut self) -> Result<()> {
         let config = self.cloud.config.clone();
-        let tables = self.cloud.store.read(move |conn| compile::compile(conn, &config, &mut metadata_of)).await?;
+        let tables = self
+            .cloud
+            .store
+            .read(move |conn| compile::compile(conn, &config, &mut crate::compute::metadata_of))
+            .await?;
         if self.applied.as_deref() != Some(&tables) {
             let generation = self.next_generation().await?;
-            let numbered = Tables { generation, ..tables.clone() };
+            let numbered = Tables {
+                generation,
+                ..tables.clone()
+            };
             if let Err(error) = self.cloud.drivers.switch.apply(Arc::new(numbered)).await {
                 // What the switch obeys now is unknown.
                 self.applied = None;
@@ -122,7 +145,9 @@ impl Reconciler {
         if self.generation == 0 {
             self.generation = self.cloud.drivers.switch.status().await?.generation;
         }
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_micros());
+        let clock = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_micros());
         self.generation = u64::try_from(clock).unwrap_or(0).max(self.generation + 1);
         Ok(self.generation)
     }
@@ -131,12 +156,21 @@ impl Reconciler {
     async fn write_status(&self, active: BTreeSet<Uuid>) -> Result<()> {
         let known = self.cloud.store.read(ports::active_ids).await?;
         let known: BTreeMap<Uuid, bool> = known.into_iter().collect();
-        let up = active.iter().filter(|id| known.get(id) != Some(&true)).map(|id| (*id, true));
-        let down = known.iter().filter(|(id, up)| **up && !active.contains(id)).map(|(id, _)| (*id, false));
+        let up = active
+            .iter()
+            .filter(|id| known.get(id) != Some(&true))
+            .map(|id| (*id, true));
+        let down = known
+            .iter()
+            .filter(|(id, up)| **up && !active.contains(id))
+            .map(|(id, _)| (*id, false));
         let changes: Vec<(Uuid, bool)> = up.chain(down).collect();
         for part in changes.chunks(256) {
             let part = part.to_vec();
-            self.cloud.store.write(WORKER, move |conn| set_status(conn, &part)).await?;
+            self.cloud
+                .store
+                .write(WORKER, move |conn| set_status(conn, &part))
+                .await?;
         }
         Ok(())
     }
@@ -155,11 +189,6 @@ fn set_status(conn: &Connection, changes: &[(Uuid, bool)]) -> Result<()> {
     Ok(())
 }
 
-/// The documents of a server's ports.
-fn metadata_of(_conn: &Connection, _server: Uuid) -> Result<Option<model::net::Metadata>> {
-    Ok(None)
-}
-
 /// Waits until the switch has all ports of a server.
 ///
 /// # Errors
@@ -168,7 +197,10 @@ pub async fn wait_for_server(cloud: &Cloud, server: Uuid, limit: Duration) -> Re
     let wait = async {
         let mut events = cloud.store.subscribe();
         loop {
-            let ports = cloud.store.read(move |conn| ports::of_server(conn, server)).await?;
+            let ports = cloud
+                .store
+                .read(move |conn| ports::of_server(conn, server))
+                .await?;
             if ports.iter().all(|port| port.active || !port.admin_state_up) {
                 return Ok(());
             }
@@ -184,6 +216,8 @@ pub async fn wait_for_server(cloud: &Cloud, server: Uuid, limit: Duration) -> Re
     };
     match tokio::time::timeout(limit, wait).await {
         Ok(result) => result,
-        Err(_) => Err(Error::Unavailable(format!("the switch did not take the ports of {server} in time"))),
+        Err(_) => Err(Error::Unavailable(format!(
+            "the switch did not take the ports of {server} in time"
+        ))),
     }
 }

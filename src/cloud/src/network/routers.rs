@@ -114,7 +114,10 @@ impl Router {
         let mut columns = self.meta.columns();
         columns.extend([
             ("admin_state_up", self.admin_state_up.into()),
-            ("gateway_port_id", rows::optional(self.gateway.as_ref().map(|gateway| gateway.port))),
+            (
+                "gateway_port_id",
+                rows::optional(self.gateway.as_ref().map(|gateway| gateway.port)),
+            ),
             ("enable_snat", self.enable_snat.into()),
             ("routes", rows::to_json(&self.routes)),
             ("zone_hints", rows::to_json(&self.zone_hints)),
@@ -131,7 +134,9 @@ impl Router {
         }
         self.admin_state_up = fields.admin_state_up.unwrap_or(self.admin_state_up);
         if fields.distributed == Some(true) || fields.ha == Some(true) {
-            return Err(invalid("Routers here are neither distributed nor highly available by request"));
+            return Err(invalid(
+                "Routers here are neither distributed nor highly available by request",
+            ));
         }
         if let Some(hints) = &fields.zone_hints {
             if let Some(zone) = hints.iter().find(|zone| **zone != config.availability_zone) {
@@ -154,7 +159,10 @@ impl Router {
     fn set_gateway(&mut self, conn: &Connection, ctx: &Context, request: &GatewayRequest) -> Result<()> {
         let network = networks::get(conn, ctx, request.network)?;
         if !network.external {
-            let message = format!("Bad router request: Network {} is not an external network.", request.network);
+            let message = format!(
+                "Bad router request: Network {} is not an external network.",
+                request.network
+            );
             return Err(bad("BadRequest", message));
         }
         self.enable_snat = request.enable_snat.unwrap_or(true);
@@ -182,15 +190,24 @@ impl Router {
         let requests = request.fixed_ips.as_deref();
         let port = ports::create_service(conn, &network, "", ports::ROUTER_GATEWAY, self.meta.id, requests)?;
         if port.fixed_ips.is_empty() {
-            let message = format!("Bad router request: No IPs available for external network {}.", network.meta.id);
+            let message = format!(
+                "Bad router request: No IPs available for external network {}.",
+                network.meta.id
+            );
             return Err(bad("BadRequest", message));
         }
-        self.gateway = Some(Gateway { port: port.id, network: network.meta.id, fixed_ips: port.fixed_ips });
+        self.gateway = Some(Gateway {
+            port: port.id,
+            network: network.meta.id,
+            fixed_ips: port.fixed_ips,
+        });
         Ok(())
     }
 
     fn clear_gateway(&mut self, conn: &Connection) -> Result<()> {
-        let Some(gateway) = self.gateway.take() else { return Ok(()) };
+        let Some(gateway) = self.gateway.take() else {
+            return Ok(());
+        };
         if floating_ips::needs(conn, self.meta.id, None)? {
             let message = format!(
                 "Gateway cannot be updated for router {}, since a gateway to external network {} is required by one or \
@@ -211,8 +228,16 @@ impl Router {
             );
             return Err(bad("RoutesExhausted", message));
         }
-        let mut own = self.gateway.iter().flat_map(|gateway| gateway.fixed_ips.clone()).collect::<Vec<_>>();
-        own.extend(interfaces(conn, self.meta.id)?.into_iter().flat_map(|port| port.fixed_ips));
+        let mut own = self
+            .gateway
+            .iter()
+            .flat_map(|gateway| gateway.fixed_ips.clone())
+            .collect::<Vec<_>>();
+        own.extend(
+            interfaces(conn, self.meta.id)?
+                .into_iter()
+                .flat_map(|port| port.fixed_ips),
+        );
         let mut connected = Vec::new();
         for address in &own {
             connected.push(subnets::fetch(conn, address.subnet)?);
@@ -227,7 +252,10 @@ impl Router {
             } else {
                 continue;
             };
-            let message = format!("Invalid format for routes: [{} via {}], {reason}", route.destination, route.nexthop);
+            let message = format!(
+                "Invalid format for routes: [{} via {}], {reason}",
+                route.destination, route.nexthop
+            );
             return Err(bad("InvalidRoutes", message));
         }
         checked.sort();
@@ -237,12 +265,18 @@ impl Router {
 
     /// No two subnets of a router have an address in common.
     fn check_overlap(&self, conn: &Connection, new: &Subnet) -> Result<()> {
-        let mut own = interfaces(conn, self.meta.id)?.into_iter().flat_map(|port| port.fixed_ips).collect::<Vec<_>>();
+        let mut own = interfaces(conn, self.meta.id)?
+            .into_iter()
+            .flat_map(|port| port.fixed_ips)
+            .collect::<Vec<_>>();
         own.extend(self.gateway.iter().flat_map(|gateway| gateway.fixed_ips.clone()));
         for address in own {
             let other = subnets::fetch(conn, address.subnet)?;
             if other.meta.id == new.meta.id {
-                let message = format!("Bad router request: Router already has a port on subnet {}.", new.meta.id);
+                let message = format!(
+                    "Bad router request: Router already has a port on subnet {}.",
+                    new.meta.id
+                );
                 return Err(bad("BadRequest", message));
             }
             if ranges::overlap(other.cidr, new.cidr) {
@@ -282,7 +316,10 @@ pub fn create(conn: &Connection, config: &Config, ctx: &Context, fields: &Fields
 fn check_rights(ctx: &Context, verb: &str, fields: &Fields) -> Result<()> {
     let gateway = fields.gateway.iter().flatten();
     let snat = gateway.clone().any(|request| request.enable_snat == Some(false));
-    let addresses = gateway.clone().flat_map(|request| request.fixed_ips.iter().flatten()).any(|ip| ip.ip.is_some());
+    let addresses = gateway
+        .clone()
+        .flat_map(|request| request.fixed_ips.iter().flatten())
+        .any(|ip| ip.ip.is_some());
     let asked = [
         ("external_gateway_info:enable_snat", snat),
         ("external_gateway_info:external_fixed_ips", addresses),
@@ -296,7 +333,13 @@ fn check_rights(ctx: &Context, verb: &str, fields: &Fields) -> Result<()> {
 }
 
 /// Changes a router. Saying what is so already changes nothing.
-pub fn update(conn: &Connection, config: &Config, ctx: &Context, id: Uuid, fields: &Fields) -> Result<Router> {
+pub fn update(
+    conn: &Connection,
+    config: &Config,
+    ctx: &Context,
+    id: Uuid,
+    fields: &Fields,
+) -> Result<Router> {
     ctx.require("routers", "update")?;
     let old = get(conn, ctx, id)?;
     let mut asked = fields.clone();
@@ -304,7 +347,8 @@ pub fn update(conn: &Connection, config: &Config, ctx: &Context, id: Uuid, field
     if let (Some(Some(request)), Some(has)) = (&mut asked.gateway, &old.gateway) {
         request.enable_snat = request.enable_snat.filter(|snat| *snat != old.enable_snat);
         request.fixed_ips = request.fixed_ips.take().filter(|ips| {
-            !ips.iter().all(|ip| has.fixed_ips.iter().any(|h| ip.ip == Some(h.ip)))
+            !ips.iter()
+                .all(|ip| has.fixed_ips.iter().any(|h| ip.ip == Some(h.ip)))
         });
     }
     check_rights(ctx, "update", &asked)?;
@@ -330,7 +374,16 @@ pub fn change_routes(
     let mut routes = get(conn, ctx, id)?.routes;
     routes.retain(|route| !remove.contains(route));
     routes.extend(add);
-    update(conn, config, ctx, id, &Fields { routes: Some(routes), ..Fields::default() })
+    update(
+        conn,
+        config,
+        ctx,
+        id,
+        &Fields {
+            routes: Some(routes),
+            ..Fields::default()
+        },
+    )
 }
 
 /// Removes a router; refused while it has interfaces.
@@ -345,22 +398,40 @@ pub fn delete(conn: &Connection, ctx: &Context, id: Uuid) -> Result<()> {
 }
 
 /// Plugs a router into a subnet or a port.
-pub fn add_interface(conn: &Connection, ctx: &Context, id: Uuid, request: InterfaceRequest) -> Result<Interface> {
+pub fn add_interface(
+    conn: &Connection,
+    ctx: &Context,
+    id: Uuid,
+    request: InterfaceRequest,
+) -> Result<Interface> {
     ctx.require("routers", "add_interface")?;
     let mut router = get(conn, ctx, id)?;
     let (port, subnets) = match request {
         InterfaceRequest::Subnet(subnet) => add_by_subnet(conn, ctx, &router, subnet)?,
         InterfaceRequest::Port(port) => add_by_port(conn, ctx, &router, port)?,
         InterfaceRequest::Both(..) => {
-            return Err(bad("BadRequest", "Bad router request: Cannot specify both subnet-id and port-id."));
+            return Err(bad(
+                "BadRequest",
+                "Bad router request: Cannot specify both subnet-id and port-id.",
+            ));
         }
     };
     router.meta.touch();
     router.save(conn)?;
-    Ok(Interface { router, port: port.id, network: port.network_id, subnets })
+    Ok(Interface {
+        router,
+        port: port.id,
+        network: port.network_id,
+        subnets,
+    })
 }
 
-fn add_by_subnet(conn: &Connection, ctx: &Context, router: &Router, id: Uuid) -> Result<(PortRow, Vec<Uuid>)> {
+fn add_by_subnet(
+    conn: &Connection,
+    ctx: &Context,
+    router: &Router,
+    id: Uuid,
+) -> Result<(PortRow, Vec<Uuid>)> {
     let subnet = subnets::get(conn, ctx, id)?;
     let network = networks::get(conn, ctx, subnet.network_id)?;
     if !network.is_owned_by(ctx) && !network.shared {
@@ -372,7 +443,10 @@ fn add_by_subnet(conn: &Connection, ctx: &Context, router: &Router, id: Uuid) ->
     };
     router.check_overlap(conn, &subnet)?;
     check_not_gateway(router, network.meta.id)?;
-    let request = FixedIpRequest { subnet: Some(id), ip: Some(gateway) };
+    let request = FixedIpRequest {
+        subnet: Some(id),
+        ip: Some(gateway),
+    };
     // A further IPv6 subnet of a network joins the port that is there.
     if gateway.is_ipv6() {
         let there = interfaces(conn, router.meta.id)?.into_iter().find(|port| {
@@ -402,9 +476,18 @@ fn add_by_port(conn: &Connection, ctx: &Context, router: &Router, id: Uuid) -> R
     }
     rows::check_owner(ctx, &port.meta, "rule:add_router_interface")?;
     if port.fixed_ips.is_empty() {
-        return Err(bad("BadRequest", "Bad router request: Router port must have at least one fixed IP."));
+        return Err(bad(
+            "BadRequest",
+            "Bad router request: Router port must have at least one fixed IP.",
+        ));
     }
-    if port.fixed_ips.iter().filter(|address| address.ip.is_ipv4()).count() > 1 {
+    if port
+        .fixed_ips
+        .iter()
+        .filter(|address| address.ip.is_ipv4())
+        .count()
+        > 1
+    {
         let message = "Bad router request: Cannot have multiple IPv4 subnets on router port.";
         return Err(bad("BadRequest", message));
     }
@@ -418,7 +501,11 @@ fn add_by_port(conn: &Connection, ctx: &Context, router: &Router, id: Uuid) -> R
 }
 
 fn check_not_gateway(router: &Router, network: Uuid) -> Result<()> {
-    if router.gateway.as_ref().is_some_and(|gateway| gateway.network == network) {
+    if router
+        .gateway
+        .as_ref()
+        .is_some_and(|gateway| gateway.network == network)
+    {
         let message = format!("Bad router request: Network {network} is the router's external network.");
         return Err(bad("BadRequest", message));
     }
@@ -426,15 +513,27 @@ fn check_not_gateway(router: &Router, network: Uuid) -> Result<()> {
 }
 
 /// Unplugs a router from a subnet or a port.
-pub fn remove_interface(conn: &Connection, ctx: &Context, id: Uuid, request: InterfaceRequest) -> Result<Interface> {
+pub fn remove_interface(
+    conn: &Connection,
+    ctx: &Context,
+    id: Uuid,
+    request: InterfaceRequest,
+) -> Result<Interface> {
     ctx.require("routers", "remove_interface")?;
     let mut router = get(conn, ctx, id)?;
     let own = interfaces(conn, id)?;
     let on = |port: &PortRow, subnet: Uuid| port.fixed_ips.iter().any(|address| address.subnet == subnet);
     let (mut port, subnets) = match request {
         InterfaceRequest::Port(port) => {
-            let found = own.into_iter().find(|p| p.id == port).ok_or_else(|| no_interface(id, port))?;
-            let subnets = found.fixed_ips.iter().map(|address| address.subnet).collect::<Vec<_>>();
+            let found = own
+                .into_iter()
+                .find(|p| p.id == port)
+                .ok_or_else(|| no_interface(id, port))?;
+            let subnets = found
+                .fixed_ips
+                .iter()
+                .map(|address| address.subnet)
+                .collect::<Vec<_>>();
             (found, subnets)
         }
         InterfaceRequest::Subnet(subnet) => {
@@ -446,13 +545,19 @@ pub fn remove_interface(conn: &Connection, ctx: &Context, id: Uuid, request: Int
             (found, vec![subnet])
         }
         InterfaceRequest::Both(port, subnet) => {
-            let found = own.into_iter().find(|p| p.id == port).ok_or_else(|| no_interface(id, port))?;
+            let found = own
+                .into_iter()
+                .find(|p| p.id == port)
+                .ok_or_else(|| no_interface(id, port))?;
             if !on(&found, subnet) {
-                let message =
-                    format!("Subnet on port {port} does not match the requested subnet {subnet}.");
+                let message = format!("Subnet on port {port} does not match the requested subnet {subnet}.");
                 return Err(bad("SubnetMismatchForPort", message));
             }
-            let subnets = found.fixed_ips.iter().map(|address| address.subnet).collect::<Vec<_>>();
+            let subnets = found
+                .fixed_ips
+                .iter()
+                .map(|address| address.subnet)
+                .collect::<Vec<_>>();
             (found, subnets)
         }
     };
@@ -482,7 +587,12 @@ pub fn remove_interface(conn: &Connection, ctx: &Context, id: Uuid, request: Int
     }
     router.meta.touch();
     router.save(conn)?;
-    Ok(Interface { router, port: port.id, network: port.network_id, subnets })
+    Ok(Interface {
+        router,
+        port: port.id,
+        network: port.network_id,
+        subnets,
+    })
 }
 
 fn no_interface(router: Uuid, port: Uuid) -> crate::Error {
@@ -492,7 +602,8 @@ fn no_interface(router: Uuid, port: Uuid) -> crate::Error {
 
 /// The ports by which the router is on tenants' networks.
 pub(crate) fn interfaces(conn: &Connection, router: Uuid) -> Result<Vec<PortRow>> {
-    let own = Condition::equals("device_id", router).and(Condition::equals("device_owner", ports::ROUTER_INTERFACE));
+    let own = Condition::equals("device_id", router)
+        .and(Condition::equals("device_owner", ports::ROUTER_INTERFACE));
     ports::matching(conn, own)
 }
 
@@ -504,10 +615,18 @@ pub(crate) fn between(conn: &Connection, subnet: Uuid, external: Uuid) -> Result
         .and(Condition::equals("device_owner", ports::ROUTER_INTERFACE));
     let mut found: Option<(bool, Uuid)> = None;
     for port in ports::matching(conn, on)? {
-        let address: Option<IpAddr> =
-            port.fixed_ips.iter().find(|address| address.subnet == subnet.meta.id).map(|address| address.ip);
-        let (Some(address), Ok(router)) = (address, port.device_id.parse::<Uuid>()) else { continue };
-        if fetch(conn, router)?.gateway.is_some_and(|gateway| gateway.network == external) {
+        let address: Option<IpAddr> = port
+            .fixed_ips
+            .iter()
+            .find(|address| address.subnet == subnet.meta.id)
+            .map(|address| address.ip);
+        let (Some(address), Ok(router)) = (address, port.device_id.parse::<Uuid>()) else {
+            continue;
+        };
+        if fetch(conn, router)?
+            .gateway
+            .is_some_and(|gateway| gateway.network == external)
+        {
             let is_gateway = subnet.gateway_ip == Some(address);
             if found.is_none_or(|(best, _)| is_gateway && !best) {
                 found = Some((is_gateway, router));
@@ -531,7 +650,9 @@ pub fn get(conn: &Connection, ctx: &Context, id: Uuid) -> Result<Router> {
 
 /// One router, whoever asks.
 pub(crate) fn fetch(conn: &Connection, id: Uuid) -> Result<Router> {
-    matching(conn, Condition::equals("id", id))?.pop().ok_or_else(|| no_router(id))
+    matching(conn, Condition::equals("id", id))?
+        .pop()
+        .ok_or_else(|| no_router(id))
 }
 
 pub(crate) fn matching(conn: &Connection, condition: Condition) -> Result<Vec<Router>> {
@@ -539,7 +660,11 @@ pub(crate) fn matching(conn: &Connection, condition: Condition) -> Result<Vec<Ro
     for (mut router, port) in rows::select(conn, TABLE, condition, Router::read)? {
         if let Some(port) = port {
             let port = ports::fetch(conn, port)?;
-            router.gateway = Some(Gateway { port: port.id, network: port.network_id, fixed_ips: port.fixed_ips });
+            router.gateway = Some(Gateway {
+                port: port.id,
+                network: port.network_id,
+                fixed_ips: port.fixed_ips,
+            });
         }
         routers.push(router);
     }

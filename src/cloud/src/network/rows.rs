@@ -85,8 +85,11 @@ impl Meta {
 pub(crate) type Columns = Vec<(&'static str, Value)>;
 
 pub(crate) fn now() -> String {
-    let now = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+    let now = OffsetDateTime::now_utc()
+        .replace_nanosecond(0)
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    now.format(&time::format_description::well_known::Rfc3339)
+        .unwrap_or_default()
 }
 
 pub(crate) fn text(value: impl ToString) -> Value {
@@ -119,7 +122,9 @@ where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
     let value: Option<String> = row.get(column)?;
-    value.map(|v| v.parse().map_err(|e| broken(column, e))).transpose()
+    value
+        .map(|v| v.parse().map_err(|e| broken(column, e)))
+        .transpose()
 }
 
 /// A column with JSON.
@@ -137,18 +142,24 @@ fn broken(column: &str, error: impl std::error::Error + Send + Sync + 'static) -
 pub(crate) fn save(conn: &Connection, table: &'static str, columns: Columns) -> Result<()> {
     let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
     let places = vec!["?"; names.len()].join(",");
-    let sets: Vec<String> = names.iter().skip(1).map(|name| format!("{name}=excluded.{name}")).collect();
+    let sets: Vec<String> = names
+        .iter()
+        .skip(1)
+        .map(|name| format!("{name}=excluded.{name}"))
+        .collect();
     let sql = format!(
         "INSERT INTO {table} ({}) VALUES ({places}) ON CONFLICT (id) DO UPDATE SET {}",
         names.join(","),
         sets.join(",")
     );
-    conn.prepare_cached(&sql)?.execute(params_from_iter(columns.into_iter().map(|(_, value)| value)))?;
+    conn.prepare_cached(&sql)?
+        .execute(params_from_iter(columns.into_iter().map(|(_, value)| value)))?;
     Ok(())
 }
 
 pub(crate) fn remove(conn: &Connection, table: &'static str, id: Uuid) -> Result<()> {
-    conn.prepare_cached(&format!("DELETE FROM {table} WHERE id=?1"))?.execute([id.to_string()])?;
+    conn.prepare_cached(&format!("DELETE FROM {table} WHERE id=?1"))?
+        .execute([id.to_string()])?;
     Ok(())
 }
 
@@ -161,15 +172,24 @@ pub(crate) struct Condition {
 
 impl Condition {
     pub(crate) fn all() -> Self {
-        Condition { sql: "1".into(), values: Vec::new() }
+        Condition {
+            sql: "1".into(),
+            values: Vec::new(),
+        }
     }
 
     pub(crate) fn new(sql: impl Into<String>, values: Vec<Value>) -> Self {
-        Condition { sql: sql.into(), values }
+        Condition {
+            sql: sql.into(),
+            values,
+        }
     }
 
     pub(crate) fn equals(column: &str, value: impl ToString) -> Self {
-        Condition { sql: format!("{column}=?"), values: vec![text(value)] }
+        Condition {
+            sql: format!("{column}=?"),
+            values: vec![text(value)],
+        }
     }
 
     /// The rows of this resource that the caller may see; `also` is a condition that opens more of them.
@@ -200,7 +220,10 @@ impl Where {
         let mut condition = Condition::all();
         for (column, values) in &self.0 {
             let places = vec!["?"; values.len()].join(",");
-            let part = Condition::new(format!("{column} IN ({places})"), values.iter().map(text).collect());
+            let part = Condition::new(
+                format!("{column} IN ({places})"),
+                values.iter().map(text).collect(),
+            );
             condition = condition.and(part);
         }
         condition
@@ -213,7 +236,10 @@ pub(crate) fn select<T>(
     condition: Condition,
     read: fn(&Row<'_>) -> rusqlite::Result<T>,
 ) -> Result<Vec<T>> {
-    let sql = format!("SELECT * FROM {table} WHERE {} ORDER BY created_at, id", condition.sql);
+    let sql = format!(
+        "SELECT * FROM {table} WHERE {} ORDER BY created_at, id",
+        condition.sql
+    );
     let mut statement = conn.prepare_cached(&sql)?;
     let rows = statement.query_map(params_from_iter(condition.values), read)?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
@@ -226,13 +252,18 @@ pub(crate) fn find<T>(
     read: fn(&Row<'_>) -> rusqlite::Result<T>,
 ) -> Result<Option<T>> {
     let sql = format!("SELECT * FROM {table} WHERE {} LIMIT 1", condition.sql);
-    Ok(conn.prepare_cached(&sql)?.query_row(params_from_iter(condition.values), read).optional()?)
+    Ok(conn
+        .prepare_cached(&sql)?
+        .query_row(params_from_iter(condition.values), read)
+        .optional()?)
 }
 
 /// Rows of the table that meet the condition.
 pub(crate) fn count(conn: &Connection, table: &'static str, condition: Condition) -> Result<i64> {
     let sql = format!("SELECT count(*) FROM {table} WHERE {}", condition.sql);
-    Ok(conn.prepare_cached(&sql)?.query_row(params_from_iter(condition.values), |row| row.get(0))?)
+    Ok(conn
+        .prepare_cached(&sql)?
+        .query_row(params_from_iter(condition.values), |row| row.get(0))?)
 }
 
 /// The project that a new resource belongs to: the caller's, or another that an admin names.
@@ -250,5 +281,9 @@ pub(crate) fn owner(ctx: &Context, named: Option<&str>) -> Result<String> {
 
 /// What is visible but belongs to someone else cannot be changed.
 pub(crate) fn check_owner(ctx: &Context, meta: &Meta, rule: &str) -> Result<()> {
-    if ctx.sees(&meta.project_id) { Ok(()) } else { Err(super::errors::disallowed(rule)) }
+    if ctx.sees(&meta.project_id) {
+        Ok(())
+    } else {
+        Err(super::errors::disallowed(rule))
+    }
 }

@@ -1,5 +1,7 @@
 //! Security groups: what may reach and leave a port.
 
+use std::collections::{HashMap, HashSet};
+
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
@@ -48,7 +50,10 @@ impl SecurityGroup {
 
     fn save(&self, conn: &Connection) -> Result<()> {
         let mut columns = self.meta.columns();
-        columns.extend([("stateful", self.stateful.into()), ("is_default", self.is_default.into())]);
+        columns.extend([
+            ("stateful", self.stateful.into()),
+            ("is_default", self.is_default.into()),
+        ]);
         rows::save(conn, TABLE, columns)
     }
 
@@ -63,10 +68,22 @@ impl SecurityGroup {
         group.meta.revision = 1;
         group.save(conn)?;
         for ethertype in [Ethertype::V4, Ethertype::V6] {
-            group.rules.push(security_rules::insert(conn, &group, Direction::Egress, ethertype, None)?);
+            group.rules.push(security_rules::insert(
+                conn,
+                &group,
+                Direction::Egress,
+                ethertype,
+                None,
+            )?);
             if is_default {
                 let remote = Some(group.meta.id);
-                group.rules.push(security_rules::insert(conn, &group, Direction::Ingress, ethertype, remote)?);
+                group.rules.push(security_rules::insert(
+                    conn,
+                    &group,
+                    Direction::Ingress,
+                    ethertype,
+                    remote,
+                )?);
             }
         }
         Ok(group)
@@ -80,11 +97,19 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Secur
     ensure_default(conn, &project)?;
     let name = fields.name.as_deref().unwrap_or_default();
     if name.eq_ignore_ascii_case(DEFAULT) {
-        return Err(conflict("SecurityGroupDefaultAlreadyExists", "Default security group already exists."));
+        return Err(conflict(
+            "SecurityGroupDefaultAlreadyExists",
+            "Default security group already exists.",
+        ));
     }
     check_stateful(fields)?;
     quotas::charge(conn, &project, quotas::Resource::SecurityGroup, 1)?;
-    SecurityGroup::make(conn, &project, name, fields.description.as_deref().unwrap_or_default())
+    SecurityGroup::make(
+        conn,
+        &project,
+        name,
+        fields.description.as_deref().unwrap_or_default(),
+    )
 }
 
 fn check_stateful(fields: &Fields) -> Result<()> {
@@ -98,7 +123,11 @@ fn check_stateful(fields: &Fields) -> Result<()> {
 pub fn ensure_default(conn: &Connection, project: &str) -> Result<Uuid> {
     match default_of(conn, project)? {
         Some(id) => Ok(id),
-        None => Ok(SecurityGroup::make(conn, project, DEFAULT, "Default security group")?.meta.id),
+        None => Ok(
+            SecurityGroup::make(conn, project, DEFAULT, "Default security group")?
+                .meta
+                .id,
+        ),
     }
 }
 
@@ -106,6 +135,13 @@ pub fn ensure_default(conn: &Connection, project: &str) -> Result<Uuid> {
 pub fn default_of(conn: &Connection, project: &str) -> Result<Option<Uuid>> {
     let condition = Condition::equals("project_id", project).and(Condition::new("is_default=1", Vec::new()));
     Ok(rows::find(conn, TABLE, condition, SecurityGroup::read)?.map(|group| group.meta.id))
+}
+
+/// The ids of all projects' default groups.
+pub fn default_ids(conn: &Connection) -> Result<HashSet<Uuid>> {
+    let mut statement = conn.prepare_cached("SELECT id FROM security_groups WHERE is_default=1")?;
+    let found = statement.query_map([], |row| rows::parsed(row, "id"))?;
+    Ok(found.collect::<rusqlite::Result<_>>()?)
 }
 
 /// Changes a group. Saying what is so already changes nothing.
@@ -116,10 +152,16 @@ pub fn update(conn: &Connection, ctx: &Context, id: Uuid, fields: &Fields) -> Re
     let mut new = old.clone();
     if let Some(name) = &fields.name {
         if *name != old.meta.name && old.is_default {
-            return Err(conflict("SecurityGroupCannotUpdateDefault", "Updating default security group not allowed."));
+            return Err(conflict(
+                "SecurityGroupCannotUpdateDefault",
+                "Updating default security group not allowed.",
+            ));
         }
         if *name != old.meta.name && name.eq_ignore_ascii_case(DEFAULT) {
-            return Err(conflict("SecurityGroupDefaultAlreadyExists", "Default security group already exists."));
+            return Err(conflict(
+                "SecurityGroupDefaultAlreadyExists",
+                "Default security group already exists.",
+            ));
         }
         new.meta.name.clone_from(name);
     }
@@ -143,7 +185,10 @@ pub fn delete(conn: &Connection, ctx: &Context, id: Uuid) -> Result<()> {
         return Err(conflict("SecurityGroupCannotRemoveDefault", message));
     }
     if rows::count(conn, "port_security_groups", Condition::equals("group_id", id))? > 0 {
-        return Err(conflict("SecurityGroupInUse", format!("Security Group {id} in use.")));
+        return Err(conflict(
+            "SecurityGroupInUse",
+            format!("Security Group {id} in use."),
+        ));
     }
     security_rules::erase_of(conn, id)?;
     rows::remove(conn, TABLE, id)
@@ -174,7 +219,7 @@ fn matching(conn: &Connection, condition: Condition) -> Result<Vec<SecurityGroup
         }
         return Ok(groups);
     }
-    let mut by_group = std::collections::HashMap::<Uuid, Vec<Rule>>::new();
+    let mut by_group = HashMap::<Uuid, Vec<Rule>>::new();
     for rule in security_rules::all(conn)? {
         by_group.entry(rule.group_id).or_default().push(rule);
     }

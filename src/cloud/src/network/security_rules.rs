@@ -66,7 +66,9 @@ impl Ethertype {
 
     /// The type of this name, whatever its case.
     pub fn named(name: &str) -> Option<Self> {
-        [Ethertype::V4, Ethertype::V6].into_iter().find(|e| e.name().eq_ignore_ascii_case(name))
+        [Ethertype::V4, Ethertype::V6]
+            .into_iter()
+            .find(|e| e.name().eq_ignore_ascii_case(name))
     }
 
     /// 4 or 6.
@@ -134,8 +136,16 @@ impl Rule {
         Ok(Rule {
             meta: Meta::read(row)?,
             group_id: rows::parsed(row, "group_id")?,
-            direction: if direction == "egress" { Direction::Egress } else { Direction::Ingress },
-            ethertype: if ethertype == "IPv6" { Ethertype::V6 } else { Ethertype::V4 },
+            direction: if direction == "egress" {
+                Direction::Egress
+            } else {
+                Direction::Ingress
+            },
+            ethertype: if ethertype == "IPv6" {
+                Ethertype::V6
+            } else {
+                Ethertype::V4
+            },
             protocol: row.get("protocol")?,
             port_min: row.get("port_min")?,
             port_max: row.get("port_max")?,
@@ -163,12 +173,20 @@ impl Rule {
     pub fn protocol_number(&self) -> Option<u8> {
         // Protocol 0 is "IP", which is any.
         let number = number_of(self.protocol.as_deref()?).filter(|number| *number != 0)?;
-        Some(if number == ICMP && self.ethertype == Ethertype::V6 { ICMPV6 } else { number })
+        Some(if number == ICMP && self.ethertype == Ethertype::V6 {
+            ICMPV6
+        } else {
+            number
+        })
     }
 
     /// The two let the same packets pass.
     fn equals(&self, other: &Rule) -> bool {
-        let prefix = |rule: &Rule| rule.remote_prefix.map(|prefix| prefix.trunc()).filter(|p| p.prefix_len() > 0);
+        let prefix = |rule: &Rule| {
+            rule.remote_prefix
+                .map(|prefix| prefix.trunc())
+                .filter(|p| p.prefix_len() > 0)
+        };
         self.direction == other.direction
             && self.ethertype == other.ethertype
             && self.protocol_number() == other.protocol_number()
@@ -204,7 +222,10 @@ impl Rule {
         if let Some(prefix) = self.remote_prefix
             && prefix.network().is_ipv4() != (self.ethertype == Ethertype::V4)
         {
-            let message = format!("Conflicting value ethertype {} for CIDR {prefix}", self.ethertype.name());
+            let message = format!(
+                "Conflicting value ethertype {} for CIDR {prefix}",
+                self.ethertype.name()
+            );
             return Err(bad("SecurityGroupRuleParameterConflict", message));
         }
         Ok(())
@@ -221,11 +242,11 @@ impl Rule {
                 Err(bad("SecurityGroupProtocolRequiredWithPorts", message))
             }
             Some(ICMP | ICMPV6) => {
-                for (field, attr, value) in [("port_range_min", "type", min), ("port_range_max", "code", max)] {
+                for (field, attr, value) in [("port_range_min", "type", min), ("port_range_max", "code", max)]
+                {
                     if let Some(value) = value.filter(|value| *value > 255) {
-                        let message = format!(
-                            "Invalid value for ICMP {field} ({attr}) {value}. It must be 0 to 255."
-                        );
+                        let message =
+                            format!("Invalid value for ICMP {field} ({attr}) {value}. It must be 0 to 255.");
                         return Err(bad("SecurityGroupInvalidIcmpValue", message));
                     }
                 }
@@ -261,7 +282,10 @@ impl Rule {
 }
 
 fn number_of(protocol: &str) -> Option<u8> {
-    let by_name = PROTOCOLS.iter().find(|(name, _)| name.eq_ignore_ascii_case(protocol)).map(|(_, number)| *number);
+    let by_name = PROTOCOLS
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(protocol))
+        .map(|(_, number)| *number);
     by_name.or_else(|| protocol.parse().ok())
 }
 
@@ -269,7 +293,10 @@ fn number_of(protocol: &str) -> Option<u8> {
 pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Rule> {
     ctx.require("security_group_rules", "create")?;
     let required = |attribute: &str| {
-        bad("HTTPBadRequest", format!("Failed to parse request. Required attribute '{attribute}' not specified"))
+        bad(
+            "HTTPBadRequest",
+            format!("Failed to parse request. Required attribute '{attribute}' not specified"),
+        )
     };
     let group_id = fields.group_id.ok_or_else(|| required("security_group_id"))?;
     let direction = fields.direction.ok_or_else(|| required("direction"))?;
@@ -285,7 +312,11 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Rule>
         group_id,
         direction,
         ethertype: fields.ethertype.unwrap_or(Ethertype::V4),
-        protocol: fields.protocol.clone().filter(|protocol| !any(protocol)).map(|p| p.to_ascii_lowercase()),
+        protocol: fields
+            .protocol
+            .clone()
+            .filter(|protocol| !any(protocol))
+            .map(|p| p.to_ascii_lowercase()),
         port_min: fields.port_min,
         port_max: fields.port_max,
         remote_prefix: fields.remote_prefix,
@@ -328,6 +359,22 @@ pub(crate) fn insert(
     Ok(rule)
 }
 
+/// Describes a rule anew: nothing else of a rule can change. Saying what is so already changes nothing.
+pub fn describe(conn: &Connection, ctx: &Context, id: Uuid, fields: &Fields) -> Result<Rule> {
+    ctx.require("security_group_rules", "create")?;
+    let mut rule = get(conn, ctx, id)?;
+    if let Some(description) = fields
+        .description
+        .as_ref()
+        .filter(|text| **text != rule.meta.description)
+    {
+        rule.meta.description.clone_from(description);
+        rule.meta.touch();
+        rule.save(conn)?;
+    }
+    Ok(rule)
+}
+
 /// Removes a rule.
 pub fn delete(conn: &Connection, ctx: &Context, id: Uuid) -> Result<()> {
     ctx.require("security_group_rules", "delete")?;
@@ -339,7 +386,12 @@ pub fn delete(conn: &Connection, ctx: &Context, id: Uuid) -> Result<()> {
 /// The caller's rules.
 pub fn list(conn: &Connection, ctx: &Context, which: &Where) -> Result<Vec<Rule>> {
     ctx.require("security_group_rules", "list")?;
-    rows::select(conn, TABLE, Condition::visible(ctx, None)?.and(which.condition()), Rule::read)
+    rows::select(
+        conn,
+        TABLE,
+        Condition::visible(ctx, None)?.and(which.condition()),
+        Rule::read,
+    )
 }
 
 /// One of the caller's rules.

@@ -79,7 +79,9 @@ impl Ipv6Mode {
 
     /// The mode of this name.
     pub fn named(name: &str) -> Option<Self> {
-        [Ipv6Mode::Slaac, Ipv6Mode::DhcpStateful, Ipv6Mode::DhcpStateless].into_iter().find(|m| m.name() == name)
+        [Ipv6Mode::Slaac, Ipv6Mode::DhcpStateful, Ipv6Mode::DhcpStateless]
+            .into_iter()
+            .find(|m| m.name() == name)
     }
 }
 
@@ -110,7 +112,10 @@ const SEEN: &str = "network_id IN (SELECT id FROM networks WHERE shared=1 OR ext
 impl Subnet {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let mode = |column| -> rusqlite::Result<Option<Ipv6Mode>> {
-            Ok(row.get::<_, Option<String>>(column)?.as_deref().and_then(Ipv6Mode::named))
+            Ok(row
+                .get::<_, Option<String>>(column)?
+                .as_deref()
+                .and_then(Ipv6Mode::named))
         };
         Ok(Subnet {
             meta: Meta::read(row)?,
@@ -138,8 +143,14 @@ impl Subnet {
             ("pools", rows::to_json(&self.pools)),
             ("dns_nameservers", rows::to_json(&self.dns_nameservers)),
             ("host_routes", rows::to_json(&self.host_routes)),
-            ("ipv6_ra_mode", rows::optional(self.ipv6_ra_mode.map(Ipv6Mode::name))),
-            ("ipv6_address_mode", rows::optional(self.ipv6_address_mode.map(Ipv6Mode::name))),
+            (
+                "ipv6_ra_mode",
+                rows::optional(self.ipv6_ra_mode.map(Ipv6Mode::name)),
+            ),
+            (
+                "ipv6_address_mode",
+                rows::optional(self.ipv6_address_mode.map(Ipv6Mode::name)),
+            ),
         ]);
         rows::save(conn, TABLE, columns)
     }
@@ -151,7 +162,10 @@ impl Subnet {
 
     /// Hosts take their addresses by themselves (SLAAC).
     pub(crate) fn is_automatic(&self) -> bool {
-        matches!(self.ipv6_address_mode, Some(Ipv6Mode::Slaac | Ipv6Mode::DhcpStateless))
+        matches!(
+            self.ipv6_address_mode,
+            Some(Ipv6Mode::Slaac | Ipv6Mode::DhcpStateless)
+        )
     }
 
     /// What both a new and a changed subnet take over from a request.
@@ -211,7 +225,10 @@ impl Subnet {
         if ip.is_ipv4() == self.cidr.network().is_ipv4() {
             return Ok(());
         }
-        Err(invalid(format_args!("{what} '{ip}' does not match the ip_version '{}'", self.ip_version())))
+        Err(invalid(format_args!(
+            "{what} '{ip}' does not match the ip_version '{}'",
+            self.ip_version()
+        )))
     }
 
     /// Keeps an address for the DHCP server exactly where it needs one of its own.
@@ -220,7 +237,13 @@ impl Subnet {
         match (needed, self.dhcp_server) {
             (true, None) => {
                 let (first, last) = ranges::hosts(self.cidr);
-                let ip = self.first_free(conn, &[Pool { start: first, end: last }])?;
+                let ip = self.first_free(
+                    conn,
+                    &[Pool {
+                        start: first,
+                        end: last,
+                    }],
+                )?;
                 ipam::take(conn, self, ip, self.meta.id, 0)?;
                 self.dhcp_server = Some(ip);
             }
@@ -267,10 +290,16 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Subne
         return Err(super::errors::disallowed("rule:create_subnet"));
     }
     if let Some(pool) = fields.subnetpool_id.as_deref() {
-        return Err(missing("SubnetPoolNotFound", format!("Subnet pool {pool} could not be found.")));
+        return Err(missing(
+            "SubnetPoolNotFound",
+            format!("Subnet pool {pool} could not be found."),
+        ));
     }
     let cidr = fields.cidr.ok_or_else(|| {
-        bad("BadRequest", "Bad subnets request: a subnetpool must be specified in the absence of a cidr.")
+        bad(
+            "BadRequest",
+            "Bad subnets request: a subnetpool must be specified in the absence of a cidr.",
+        )
     })?;
     let cidr = cidr.trunc();
     let project = match fields.project_id.as_deref() {
@@ -281,7 +310,9 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Subne
     let v4 = cidr.network().is_ipv4();
     if fields.ip_version.is_some_and(|version| (version == 4) != v4) {
         let version = fields.ip_version.unwrap_or_default();
-        return Err(invalid(format_args!("cidr '{cidr}' does not match the ip_version '{version}'")));
+        return Err(invalid(format_args!(
+            "cidr '{cidr}' does not match the ip_version '{version}'"
+        )));
     }
     if cidr.prefix_len() == 0 || cidr.network().is_multicast() || cidr.network().is_loopback() {
         return Err(invalid(format_args!("Invalid CIDR {cidr} given as IP prefix")));
@@ -312,7 +343,10 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Subne
         ipv6_ra_mode: fields.ipv6_ra_mode,
         ipv6_address_mode: fields.ipv6_address_mode,
     };
-    let fields = Fields { gateway_ip: Some(gateway), ..fields.clone() };
+    let fields = Fields {
+        gateway_ip: Some(gateway),
+        ..fields.clone()
+    };
     subnet.apply(&fields)?;
     if fields.pools.is_none() {
         subnet.pools = ranges::default_pools(cidr, gateway);
@@ -327,7 +361,10 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Subne
 }
 
 fn required(attribute: &str) -> crate::Error {
-    bad("HTTPBadRequest", format!("Failed to parse request. Required attribute '{attribute}' not specified"))
+    bad(
+        "HTTPBadRequest",
+        format!("Failed to parse request. Required attribute '{attribute}' not specified"),
+    )
 }
 
 fn check_modes(fields: &Fields, v4: bool, cidr: IpNet) -> Result<()> {
@@ -336,10 +373,14 @@ fn check_modes(fields: &Fields, v4: bool, cidr: IpNet) -> Result<()> {
         return Ok(());
     }
     if v4 {
-        return Err(invalid("ipv6_ra_mode or ipv6_address_mode cannot be set when ip_version is not 6"));
+        return Err(invalid(
+            "ipv6_ra_mode or ipv6_address_mode cannot be set when ip_version is not 6",
+        ));
     }
     if fields.enable_dhcp == Some(false) {
-        return Err(invalid("ipv6_ra_mode or ipv6_address_mode cannot be set when enable_dhcp is set to False"));
+        return Err(invalid(
+            "ipv6_ra_mode or ipv6_address_mode cannot be set when enable_dhcp is set to False",
+        ));
     }
     if let (Some(ra), Some(address)) = (ra, address)
         && ra != address
@@ -353,8 +394,10 @@ fn check_modes(fields: &Fields, v4: bool, cidr: IpNet) -> Result<()> {
     }
     let automatic = |mode: Option<Ipv6Mode>| matches!(mode, Some(Ipv6Mode::Slaac | Ipv6Mode::DhcpStateless));
     if (automatic(ra) || automatic(address)) && cidr.prefix_len() != 64 {
-        return Err(invalid(format_args!("Invalid CIDR {cidr} for IPv6 address mode. OpenStack uses the EUI-64 \
-             address format, which requires the prefix to be /64")));
+        return Err(invalid(format_args!(
+            "Invalid CIDR {cidr} for IPv6 address mode. OpenStack uses the EUI-64 \
+             address format, which requires the prefix to be /64"
+        )));
     }
     Ok(())
 }
@@ -373,7 +416,8 @@ pub fn update(conn: &Connection, ctx: &Context, id: Uuid, fields: &Fields) -> Re
         && let Some(holder) = ipam::holder(conn, id, before)?
         && ports::fetch(conn, holder)?.device_owner == ports::ROUTER_INTERFACE
     {
-        let message = format!("Current gateway ip {before} already in use by port {holder}. Unable to update.");
+        let message =
+            format!("Current gateway ip {before} already in use by port {holder}. Unable to update.");
         return Err(conflict("GatewayIpInUse", message));
     }
     new.keep_dhcp_server(conn)?;
@@ -411,7 +455,12 @@ pub(crate) fn erase(conn: &Connection, subnet: &Subnet) -> Result<()> {
 /// The subnets that the caller sees: its own, and those of shared and external networks.
 pub fn list(conn: &Connection, ctx: &Context, which: &Where) -> Result<Vec<Subnet>> {
     ctx.require("subnets", "list")?;
-    rows::select(conn, TABLE, Condition::visible(ctx, Some(SEEN))?.and(which.condition()), Subnet::read)
+    rows::select(
+        conn,
+        TABLE,
+        Condition::visible(ctx, Some(SEEN))?.and(which.condition()),
+        Subnet::read,
+    )
 }
 
 /// One subnet that the caller sees.
@@ -427,7 +476,12 @@ pub(crate) fn fetch(conn: &Connection, id: Uuid) -> Result<Subnet> {
 
 /// The subnets of a network.
 pub fn of_network(conn: &Connection, network: Uuid) -> Result<Vec<Subnet>> {
-    rows::select(conn, TABLE, Condition::equals("network_id", network), Subnet::read)
+    rows::select(
+        conn,
+        TABLE,
+        Condition::equals("network_id", network),
+        Subnet::read,
+    )
 }
 
 /// The ids of all subnets, by network.
@@ -436,7 +490,9 @@ pub fn ids_by_network(conn: &Connection) -> Result<std::collections::HashMap<Uui
     let mut found = statement.query([])?;
     let mut map = std::collections::HashMap::<Uuid, Vec<Uuid>>::new();
     while let Some(row) = found.next()? {
-        map.entry(rows::parsed(row, "network_id")?).or_default().push(rows::parsed(row, "id")?);
+        map.entry(rows::parsed(row, "network_id")?)
+            .or_default()
+            .push(rows::parsed(row, "id")?);
     }
     Ok(map)
 }

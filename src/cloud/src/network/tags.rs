@@ -66,7 +66,13 @@ pub fn list(conn: &Connection, ctx: &Context, kind: Tagged, id: Uuid) -> Result<
 }
 
 /// Changes the tags of one of the caller's resources, and returns them. Saying what is so already changes nothing.
-pub fn change(conn: &Connection, ctx: &Context, kind: Tagged, id: Uuid, change: &Change) -> Result<Vec<String>> {
+pub fn change(
+    conn: &Connection,
+    ctx: &Context,
+    kind: Tagged,
+    id: Uuid,
+    change: &Change,
+) -> Result<Vec<String>> {
     ctx.require("network_tags", "update")?;
     let mut meta = kind.meta(conn, ctx, id)?;
     rows::check_owner(ctx, &meta, "rule:update_tags")?;
@@ -82,15 +88,28 @@ pub fn change(conn: &Connection, ctx: &Context, kind: Tagged, id: Uuid, change: 
     };
     tags.sort();
     tags.dedup();
-    if tags.len() > MAX_TAGS || tags.iter().any(|tag| tag.is_empty() || tag.chars().count() > MAX_LENGTH) {
-        return Err(invalid(format_args!("A resource has at most {MAX_TAGS} tags of 1 to {MAX_LENGTH} characters")));
+    if tags.len() > MAX_TAGS
+        || tags
+            .iter()
+            .any(|tag| tag.is_empty() || tag.chars().count() > MAX_LENGTH)
+    {
+        return Err(invalid(format_args!(
+            "A resource has at most {MAX_TAGS} tags of 1 to {MAX_LENGTH} characters"
+        )));
     }
     if tags != meta.tags {
         meta.tags = tags;
         meta.touch();
-        let sql = format!("UPDATE {} SET tags=?2, revision=?3, updated_at=?4 WHERE id=?1", kind.table());
-        conn.prepare_cached(&sql)?
-            .execute((id.to_string(), rows::to_json(&meta.tags), meta.revision, &meta.updated_at))?;
+        let sql = format!(
+            "UPDATE {} SET tags=?2, revision=?3, updated_at=?4 WHERE id=?1",
+            kind.table()
+        );
+        conn.prepare_cached(&sql)?.execute((
+            id.to_string(),
+            rows::to_json(&meta.tags),
+            meta.revision,
+            &meta.updated_at,
+        ))?;
     }
     Ok(meta.tags)
 }

@@ -7,13 +7,13 @@ use uuid::Uuid;
 
 use super::PortRow;
 use crate::Result;
+use crate::network::errors::conflict;
 use crate::network::errors::{bad, invalid};
+use crate::network::floating_ips;
 use crate::network::ipam::{self, FixedIp};
 use crate::network::ranges;
 use crate::network::rows::Condition;
 use crate::network::subnets::{self, Subnet};
-use crate::network::floating_ips;
-use crate::network::errors::conflict;
 
 /// The most addresses of one port.
 const MAX_ADDRESSES: usize = 16;
@@ -39,7 +39,9 @@ pub(super) fn assign(
         return by_default(conn, port, &subnets);
     };
     if requests.len() > MAX_ADDRESSES {
-        return Err(invalid(format_args!("Exceeded maximum amount of fixed ips per port: {MAX_ADDRESSES}")));
+        return Err(invalid(format_args!(
+            "Exceeded maximum amount of fixed ips per port: {MAX_ADDRESSES}"
+        )));
     }
     let mut given = Vec::new();
     for request in requests {
@@ -51,8 +53,10 @@ pub(super) fn assign(
 fn by_default(conn: &Connection, port: &PortRow, subnets: &[Subnet]) -> Result<Vec<FixedIp>> {
     let mut given = Vec::new();
     for v4 in [true, false] {
-        let family: Vec<&Subnet> =
-            subnets.iter().filter(|s| s.cidr.network().is_ipv4() == v4 && !s.is_automatic()).collect();
+        let family: Vec<&Subnet> = subnets
+            .iter()
+            .filter(|s| s.cidr.network().is_ipv4() == v4 && !s.is_automatic())
+            .collect();
         let mut found = None;
         for subnet in &family {
             if let Some(ip) = ipam::free(conn, subnet.meta.id, &subnet.pools)? {
@@ -74,9 +78,15 @@ fn by_default(conn: &Connection, port: &PortRow, subnets: &[Subnet]) -> Result<V
 }
 
 /// Gives a port other addresses; those that it keeps are not touched.
-pub(super) fn reassign(conn: &Connection, port: &PortRow, requests: &[FixedIpRequest]) -> Result<Vec<FixedIp>> {
+pub(super) fn reassign(
+    conn: &Connection,
+    port: &PortRow,
+    requests: &[FixedIpRequest],
+) -> Result<Vec<FixedIp>> {
     if requests.len() > MAX_ADDRESSES {
-        return Err(invalid(format_args!("Exceeded maximum amount of fixed ips per port: {MAX_ADDRESSES}")));
+        return Err(invalid(format_args!(
+            "Exceeded maximum amount of fixed ips per port: {MAX_ADDRESSES}"
+        )));
     }
     let subnets = subnets::of_network(conn, port.network_id)?;
     let mut before = port.fixed_ips.clone();
@@ -132,12 +142,15 @@ fn give(
     position: usize,
 ) -> Result<FixedIp> {
     let subnet = match (request.subnet, request.ip) {
-        (Some(id), _) => subnets.iter().find(|subnet| subnet.meta.id == id).ok_or_else(|| {
-            invalid(format_args!(
-                "Failed to create port on network {}, because fixed_ips included invalid subnet {id}",
-                port.network_id
-            ))
-        })?,
+        (Some(id), _) => subnets
+            .iter()
+            .find(|subnet| subnet.meta.id == id)
+            .ok_or_else(|| {
+                invalid(format_args!(
+                    "Failed to create port on network {}, because fixed_ips included invalid subnet {id}",
+                    port.network_id
+                ))
+            })?,
         (None, Some(ip)) => subnets::containing(subnets, ip).ok_or_else(|| {
             let message =
                 format!("IP address {ip} is not a valid IP for any of the subnets on the specified network.");

@@ -110,7 +110,10 @@ pub struct AddressPair {
 impl AddressPair {
     /// The range.
     pub fn prefix(&self) -> Option<IpNet> {
-        self.ip_address.parse().ok().or_else(|| self.ip_address.parse::<IpAddr>().ok().map(IpNet::from))
+        self.ip_address
+            .parse()
+            .ok()
+            .or_else(|| self.ip_address.parse::<IpAddr>().ok().map(IpNet::from))
     }
 }
 
@@ -186,7 +189,10 @@ impl PortRow {
             ("admin_state_up", self.admin_state_up.into()),
             ("device_id", rows::text(&self.device_id)),
             ("device_owner", rows::text(&self.device_owner)),
-            ("server_id", rows::text(self.server.map(|id| id.to_string()).unwrap_or_default())),
+            (
+                "server_id",
+                rows::text(self.server.map(|id| id.to_string()).unwrap_or_default()),
+            ),
             ("nic", self.nic.into()),
             ("keep", self.keep.into()),
             ("port_security_enabled", self.port_security_enabled.into()),
@@ -199,11 +205,18 @@ impl PortRow {
         rows::save(conn, TABLE, columns)?;
         let before = groups_of(conn, self.id)?;
         let id = self.id.to_string();
-        for gone in before.iter().filter(|group| !self.security_groups.contains(group)) {
+        for gone in before
+            .iter()
+            .filter(|group| !self.security_groups.contains(group))
+        {
             conn.prepare_cached("DELETE FROM port_security_groups WHERE port_id=?1 AND group_id=?2")?
                 .execute((&id, gone.to_string()))?;
         }
-        for new in self.security_groups.iter().filter(|group| !before.contains(group)) {
+        for new in self
+            .security_groups
+            .iter()
+            .filter(|group| !before.contains(group))
+        {
             conn.prepare_cached("INSERT INTO port_security_groups (port_id, group_id) VALUES (?1, ?2)")?
                 .execute((&id, new.to_string()))?;
         }
@@ -217,7 +230,11 @@ impl PortRow {
 
     /// `ACTIVE` or `DOWN`.
     pub fn status(&self) -> &'static str {
-        if self.active && self.admin_state_up { "ACTIVE" } else { "DOWN" }
+        if self.active && self.admin_state_up {
+            "ACTIVE"
+        } else {
+            "DOWN"
+        }
     }
 
     fn apply(&mut self, fields: &Fields) -> Result<()> {
@@ -237,7 +254,9 @@ impl PortRow {
         self.port_security_enabled = fields.port_security_enabled.unwrap_or(self.port_security_enabled);
         if let Some(name) = &fields.dns_name {
             if !is_dns_name(name) {
-                return Err(invalid(format_args!("'{name}' is not a valid DNS name for dns_name")));
+                return Err(invalid(format_args!(
+                    "'{name}' is not a valid DNS name for dns_name"
+                )));
             }
             self.dns_name.clone_from(name);
         }
@@ -269,7 +288,9 @@ impl PortRow {
             }
         }
         if self.dhcp_options.len() > MAX_OPTIONS {
-            return Err(invalid(format_args!("A port has at most {MAX_OPTIONS} extra_dhcp_opts")));
+            return Err(invalid(format_args!(
+                "A port has at most {MAX_OPTIONS} extra_dhcp_opts"
+            )));
         }
         Ok(())
     }
@@ -294,7 +315,10 @@ fn check_pairs(pairs: &[AddressPair], own: MacAddr) -> Result<Vec<AddressPair>> 
     let mut checked: Vec<AddressPair> = Vec::new();
     for pair in pairs {
         if pair.prefix().is_none() {
-            return Err(invalid(format_args!("'{}' is not a valid IP address or subnet", pair.ip_address)));
+            return Err(invalid(format_args!(
+                "'{}' is not a valid IP address or subnet",
+                pair.ip_address
+            )));
         }
         let pair = AddressPair {
             ip_address: pair.ip_address.clone(),
@@ -321,8 +345,15 @@ fn check_rights(ctx: &Context, verb: &str, network: &Network, fields: &Fields) -
             return Err(disallowed(&format!("rule:{verb}_port:device_owner")));
         }
     }
-    let admin = [("binding:host_id", fields.host.is_some()), ("binding:profile", fields.profile.is_some())];
-    let addresses = fields.fixed_ips.iter().flatten().any(|request| request.ip.is_some());
+    let admin = [
+        ("binding:host_id", fields.host.is_some()),
+        ("binding:profile", fields.profile.is_some()),
+    ];
+    let addresses = fields
+        .fixed_ips
+        .iter()
+        .flatten()
+        .any(|request| request.ip.is_some());
     let owner = [
         ("mac_address", fields.mac.is_some()),
         ("fixed_ips:ip_address", addresses),
@@ -332,7 +363,11 @@ fn check_rights(ctx: &Context, verb: &str, network: &Network, fields: &Fields) -
     let forbidden = admin
         .iter()
         .find(|(_, asked)| *asked && !ctx.is_admin())
-        .or_else(|| owner.iter().find(|(_, asked)| *asked && !network.is_owned_by(ctx)));
+        .or_else(|| {
+            owner
+                .iter()
+                .find(|(_, asked)| *asked && !network.is_owned_by(ctx))
+        });
     match forbidden {
         Some((name, _)) => Err(disallowed(&format!("rule:{verb}_port:{name}"))),
         None => Ok(()),
@@ -343,7 +378,10 @@ fn check_rights(ctx: &Context, verb: &str, network: &Network, fields: &Fields) -
 pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<PortRow> {
     ctx.require("ports", "create")?;
     let network_id = fields.network_id.ok_or_else(|| {
-        bad("HTTPBadRequest", "Failed to parse request. Required attribute 'network_id' not specified")
+        bad(
+            "HTTPBadRequest",
+            "Failed to parse request. Required attribute 'network_id' not specified",
+        )
     })?;
     let network = networks::get(conn, ctx, network_id)?;
     if !network.is_owned_by(ctx) && !network.shared {
@@ -420,7 +458,9 @@ fn free_mac(conn: &Connection, network: Uuid, wanted: Option<MacAddr>) -> Result
     };
     if let Some(mac) = wanted {
         if mac.is_multicast() || mac.0 == [0; 6] {
-            return Err(invalid(format_args!("'{mac}' is not a valid MAC address of a port")));
+            return Err(invalid(format_args!(
+                "'{mac}' is not a valid MAC address of a port"
+            )));
         }
         if is_free(mac)? {
             return Ok(mac);
@@ -442,7 +482,9 @@ fn free_mac(conn: &Connection, network: Uuid, wanted: Option<MacAddr>) -> Result
 
 fn check_groups(conn: &Connection, ctx: &Context, groups: &[Uuid]) -> Result<Vec<Uuid>> {
     if groups.len() > MAX_GROUPS {
-        return Err(invalid(format_args!("A port has at most {MAX_GROUPS} security groups")));
+        return Err(invalid(format_args!(
+            "A port has at most {MAX_GROUPS} security groups"
+        )));
     }
     let mut checked = groups.to_vec();
     checked.sort();
@@ -524,17 +566,21 @@ fn without_echoes(fields: &Fields, old: &PortRow) -> Fields {
     fields.device_owner = fields.device_owner.filter(|owner| *owner != old.device_owner);
     fields.host = fields.host.filter(|host| *host != old.host);
     fields.profile = fields.profile.filter(|profile| *profile != old.profile);
-    fields.port_security_enabled = fields.port_security_enabled.filter(|on| *on != old.port_security_enabled);
+    fields.port_security_enabled = fields
+        .port_security_enabled
+        .filter(|on| *on != old.port_security_enabled);
     fields.fixed_ips = fields.fixed_ips.filter(|requests| {
         requests.len() != old.fixed_ips.len()
             || !requests.iter().zip(&old.fixed_ips).all(|(request, has)| {
                 request.ip == Some(has.ip) && request.subnet.is_none_or(|subnet| subnet == has.subnet)
             })
     });
-    fields.address_pairs = fields.address_pairs.filter(|pairs| match check_pairs(pairs, old.mac) {
-        Ok(pairs) => pairs != old.address_pairs,
-        Err(_) => true,
-    });
+    fields.address_pairs = fields
+        .address_pairs
+        .filter(|pairs| match check_pairs(pairs, old.mac) {
+            Ok(pairs) => pairs != old.address_pairs,
+            Err(_) => true,
+        });
     fields
 }
 
@@ -566,7 +612,8 @@ pub(crate) fn erase(conn: &Connection, port: &PortRow) -> Result<()> {
     floating_ips::detach_port(conn, port.id)?;
     ipam::give_back_all(conn, port.id)?;
     let id = port.id.to_string();
-    conn.prepare_cached("DELETE FROM port_security_groups WHERE port_id=?1")?.execute([&id])?;
+    conn.prepare_cached("DELETE FROM port_security_groups WHERE port_id=?1")?
+        .execute([&id])?;
     rows::remove(conn, "network_status", port.id)?;
     rows::remove(conn, TABLE, port.id)
 }
@@ -618,12 +665,16 @@ pub fn list(conn: &Connection, ctx: &Context, which: &Where) -> Result<Vec<PortR
 
 /// One port that the caller sees.
 pub fn get(conn: &Connection, ctx: &Context, id: Uuid) -> Result<PortRow> {
-    matching(conn, visible(ctx)?.and(Condition::equals("id", id)))?.pop().ok_or_else(|| no_port(id))
+    matching(conn, visible(ctx)?.and(Condition::equals("id", id)))?
+        .pop()
+        .ok_or_else(|| no_port(id))
 }
 
 /// One port, whoever asks.
 pub(crate) fn fetch(conn: &Connection, id: Uuid) -> Result<PortRow> {
-    matching(conn, Condition::equals("id", id))?.pop().ok_or_else(|| no_port(id))
+    matching(conn, Condition::equals("id", id))?
+        .pop()
+        .ok_or_else(|| no_port(id))
 }
 
 /// Ports that meet the condition, whole.
@@ -658,7 +709,10 @@ pub(crate) fn matching(conn: &Connection, condition: Condition) -> Result<Vec<Po
         conn.prepare_cached("SELECT port_id, group_id FROM port_security_groups ORDER BY port_id, group_id")?;
     let mut found = statement.query([])?;
     while let Some(row) = found.next()? {
-        groups.entry(rows::parsed(row, "port_id")?).or_default().push(rows::parsed(row, "group_id")?);
+        groups
+            .entry(rows::parsed(row, "port_id")?)
+            .or_default()
+            .push(rows::parsed(row, "group_id")?);
     }
     let active = active_ids(conn)?;
     for port in &mut ports {

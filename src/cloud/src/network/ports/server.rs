@@ -8,10 +8,10 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 use super::{Fields, FixedIpRequest, PortRow, SERVER, erase, get, in_use, matching};
+use crate::error::Kind;
 use crate::network::errors::{bad, conflict, disallowed, named};
 use crate::network::rows::{self, Condition};
 use crate::network::{floating_ips, networks};
-use crate::error::Kind;
 use crate::{Context, Result};
 
 /// One entry of a server's `networks`.
@@ -54,7 +54,12 @@ pub fn create_for_server(
                 Some(network) => network,
                 None => the_only_network(conn, ctx)?,
             };
-            let fixed_ips = request.fixed_ip.map(|ip| vec![FixedIpRequest { subnet: None, ip: Some(ip) }]);
+            let fixed_ips = request.fixed_ip.map(|ip| {
+                vec![FixedIpRequest {
+                    subnet: None,
+                    ip: Some(ip),
+                }]
+            });
             let network = networks::get(conn, ctx, network)?;
             if network.external && !network.shared && !ctx.is_admin() {
                 let message = format!(
@@ -74,7 +79,11 @@ pub fn create_for_server(
             super::create(conn, ctx, &fields)?
         }
     };
-    port.nic = of_server(conn, server)?.iter().map(|port| port.nic + 1).max().unwrap_or(0);
+    port.nic = of_server(conn, server)?
+        .iter()
+        .map(|port| port.nic + 1)
+        .max()
+        .unwrap_or(0);
     port.server = Some(server);
     port.device_id = server.to_string();
     port.device_owner = SERVER.to_owned();
@@ -91,9 +100,15 @@ fn existing(conn: &Connection, ctx: &Context, id: Uuid, request: &NetRequest) ->
         return Err(in_use(&port));
     }
     if request.network.is_some_and(|network| network != port.network_id) {
-        return Err(bad("PortNotFoundOnNetwork", format!("Port {id} is not on the network that was named.")));
+        return Err(bad(
+            "PortNotFoundOnNetwork",
+            format!("Port {id} is not on the network that was named."),
+        ));
     }
-    if request.fixed_ip.is_some_and(|ip| !port.fixed_ips.iter().any(|has| has.ip == ip)) {
+    if request
+        .fixed_ip
+        .is_some_and(|ip| !port.fixed_ips.iter().any(|has| has.ip == ip))
+    {
         return Err(disallowed("rule:update_port:fixed_ips"));
     }
     Ok(port)
@@ -102,7 +117,10 @@ fn existing(conn: &Connection, ctx: &Context, id: Uuid, request: &NetRequest) ->
 fn the_only_network(conn: &Connection, ctx: &Context) -> Result<Uuid> {
     match networks::available_networks(conn, ctx)?.as_slice() {
         [network] => Ok(*network),
-        [] => Err(bad("NetworkNotFound", "No network is available to the project: make one, or name one.")),
+        [] => Err(bad(
+            "NetworkNotFound",
+            "No network is available to the project: make one, or name one.",
+        )),
         _ => {
             let message = "Multiple possible networks found, use a Network ID to be more specific.";
             Err(conflict("NetworkAmbiguous", message))
@@ -167,7 +185,6 @@ pub fn addresses(conn: &Connection, server: Uuid) -> Result<BTreeMap<String, Vec
     Ok(found)
 }
 
-
 /// The server's ports are on this node from now on, and this is the name that DHCP tells; a name that a port was given
 /// by its owner stays.
 pub fn bind(conn: &Connection, server: Uuid, node: &str, hostname: &str) -> Result<()> {
@@ -191,7 +208,9 @@ pub fn security_groups_of(conn: &Connection, server: Uuid) -> Result<Vec<(Uuid, 
         "SELECT DISTINCT g.id, g.name FROM ports p JOIN port_security_groups b ON b.port_id=p.id
          JOIN security_groups g ON g.id=b.group_id WHERE p.server_id=?1 ORDER BY g.name, g.id",
     )?;
-    let found = statement.query_map([server.to_string()], |row| Ok((rows::parsed(row, "id")?, row.get("name")?)))?;
+    let found = statement.query_map([server.to_string()], |row| {
+        Ok((rows::parsed(row, "id")?, row.get("name")?))
+    })?;
     Ok(found.collect::<rusqlite::Result<_>>()?)
 }
 
@@ -217,5 +236,9 @@ pub fn change_group(conn: &Connection, server: Uuid, group: Uuid, add: bool) -> 
             port.save(conn)?;
         }
     }
-    if add || found { Ok(()) } else { Err(crate::network::errors::no_group(group)) }
+    if add || found {
+        Ok(())
+    } else {
+        Err(crate::network::errors::no_group(group))
+    }
 }
