@@ -1,7 +1,13 @@
 //! Volumes and formats.
 //!
 //! - [`pool`]: where volumes and images have their bytes; used by the daemon.
+//! - [`run`]: the body of `allod disk`, which serves one volume to one guest.
 //! - [`config_drive`]: the small volume that tells a guest who it is.
 
 pub mod config_drive;
+mod io;
 pub mod pool;
+mod serve;
+
+pub use io::EngineKind;
+pub use serve::{ServeError, run, run_with};

@@ -65,6 +65,8 @@ pub struct Block<B> {
     backend: B,
     geometry: Geometry,
     write_through: bool,
+    /// A flush failed. What the backend lost then stays lost, and no later flush may pretend otherwise.
+    lost: bool,
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// Requests for which there was no space.
@@ -82,6 +84,7 @@ impl<B: BlockBackend> Block<B> {
             backend,
             geometry,
             write_through: false,
+            lost: false,
             slots: (0..depth).map(|_| Slot::default()).collect(),
             free: (0..depth).rev().collect(),
             parked: Vec::new(),
@@ -162,6 +165,10 @@ impl<B: BlockBackend> Block<B> {
         // A chain whose memory cannot be read any more is refused like one that reads wrongly.
         let request = parse(&slot.chain, memory, &self.geometry, spare).unwrap_or(Request::Refuse(S_IOERR));
         let (status, written) = match request {
+            Request::Run {
+                operation: Operation::Flush,
+                ..
+            } if self.lost => (S_IOERR, 0),
             Request::Run {
                 operation,
                 buffers,
@@ -317,7 +324,8 @@ impl<B: BlockBackend> Block<B> {
                 (S_OK, 0)
             }
             (Outcome::Done, _) => (S_OK, 0),
-            (Outcome::Failed(_) | Outcome::Full, _) => {
+            (Outcome::Failed(_) | Outcome::Full, operation) => {
+                self.lost |= operation == Operation::Flush;
                 self.counters.errors += 1;
                 (S_IOERR, 0)
             }

@@ -63,7 +63,7 @@ impl Default for Offer {
 pub enum Event {
     /// Nothing that the owner must act on.
     Other,
-    /// The ring started, was enabled or disabled, or has other notification descriptors: register its kick descriptor and look at it.
+    /// The ring started, was enabled or disabled, or has other notification descriptors: look at it.
     Ring(u16),
     /// The ring stopped; its kick descriptor is closed.
     Stopped(u16),

@@ -11,19 +11,22 @@
 //! // When it is readable:
 //! while let Next::Request { stops } = connection.look()? {
 //!     if let Some(stops) = stops { /* finish what is in flight on these rings: see below */ }
+//!     /* take the rings' kick descriptors out of epoll */
 //!     match connection.handle()? {
-//!         Event::Ring(i) => { /* (re)register connection.ring(i).kick_fd() edge-triggered, and look at the ring at once */ }
-//!         Event::Stopped(i) => { /* forget the kick descriptor: it is closed already, and epoll has forgotten it */ }
+//!         Event::Ring(i) => { /* look at the ring at once */ }
+//!         Event::Stopped(i) => { /* its kick descriptor is closed */ }
 //!         Event::Reset => { /* all rings are stopped */ }
 //!         Event::Memory | Event::Config { .. } | Event::Other => {}
 //!     }
 //! }
+//! /* put the kick descriptors that there are now into epoll, edge-triggered */
 //! // When a ring's kick descriptor fires, or after Event::Ring:
 //! let (memory, ring) = connection.memory_and_ring(0);
 //! // … as in the documentation of `Vring`.
 //! ```
 //! Any error of [`Connection::look`] or [`Connection::handle`] ends the connection: drop it and accept the next one (the
-//! frontend reconnects). Dropping it unmaps the guest's memory and closes all of the frontend's descriptors.
+//! frontend reconnects). Take the kick descriptors out of epoll before [`Connection::handle`] and before dropping the connection: the
+//! frontend holds the same eventfds, so closing ours would leave them in epoll for ever. Dropping it unmaps the guest's memory and closes all of the frontend's descriptors.
 //!
 //! # Starting and stopping rings
 //! A ring starts with `SET_VRING_KICK` and stops with `GET_VRING_BASE`, whose answer is the index at which the next backend goes on.
