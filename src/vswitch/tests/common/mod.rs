@@ -1,6 +1,8 @@
 //! Tables by hand, for tests of the pipeline and with real packets.
 #![allow(dead_code)] // Each test binary uses a part.
 
+pub mod driver;
+pub mod pure;
 pub mod world;
 
 use std::collections::BTreeMap;
@@ -90,6 +92,7 @@ pub fn port(network: u128, number: u8, address: &str) -> Port {
                 (path.to_owned(), Document { content_type: "text/plain".into(), body: body.into_bytes() })
             })
             .collect(),
+            ..Metadata::default()
         }),
     }
 }

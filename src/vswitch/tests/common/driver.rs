@@ -1,0 +1,205 @@
+//! A guest's virtio-net driver and its monitor's half of vhost-user, small enough for tests.
+#![allow(unsafe_code)] // vhost wants addresses.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Feature bits (virtio 1.2 §5.1.3, §6).
+pub mod feature {
+    pub const CSUM: u64 = 1;
+    pub const GUEST_CSUM: u64 = 1 << 1;
+    pub const GUEST_TSO4: u64 = 1 << 7;
+    pub const HOST_TSO4: u64 = 1 << 11;
+    pub const MRG_RXBUF: u64 = 1 << 15;
+    pub const EVENT_IDX: u64 = 1 << 29;
+    pub const PROTOCOL: u64 = 1 << 30;
+    pub const VERSION_1: u64 = 1 << 32;
+    pub const ALL: u64 = CSUM | GUEST_CSUM | GUEST_TSO4 | HOST_TSO4 | MRG_RXBUF | EVENT_IDX;
+}
+
+const SIZE: u16 = 16;
+const MEMORY: usize = 4 << 20;
+/// Size of a receive buffer.
+pub const BUFFER: usize = 2048;
+const HEADER: usize = 12;
+
+/// The memory of a guest: it survives its monitor's connection.
+pub struct Memory(GuestMemoryMmap<()>);
+
+impl Memory {
+    /// Sealed, as QEMU's memfd back end makes it.
+    pub fn new() -> Self {
+        let fd = memfd_create("guest", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC).unwrap();
+        let file = File::from(fd);
+        file.set_len(MEMORY as u64).unwrap();
+        fcntl(file.as_fd(), FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW)).unwrap();
+        let range = (GuestAddress(0), MEMORY, Some(FileOffset::new(file, 0)));
+        Self(GuestMemoryMmap::from_ranges_with_files([range]).unwrap())
+    }
+
+    fn word(&self, at: u64) -> u16 {
+        self.0.read_obj(GuestAddress(at)).unwrap()
+    }
+
+    fn set_word(&self, at: u64, value: u16) {
+        self.0.write_obj(value, GuestAddress(at)).unwrap();
+    }
+}
+
+fn ring(index: u64) -> u64 {
+    0x1_0000 * (index + 1)
+}
+const AVAILABLE: u64 = 0x4000;
+const USED: u64 = 0x8000;
+
+/// A connected driver.
+pub struct Driver<'a> {
+    memory: &'a Memory,
+    frontend: Frontend,
+    kicks: Vec<EventFd>,
+    calls: Vec<EventFd>,
+    seen: [u16; 2],
+}
+
+/// A frame as the guest gets it.
+#[derive(Debug)]
+pub struct Received {
+    /// virtio_net_hdr's flags and gso_type.
+    pub flags: (u8, u8),
+    /// How many buffers it took.
+    pub buffers: u16,
+    /// The frame.
+    pub bytes: Vec<u8>,
+}
+
+impl<'a> Driver<'a> {
+    /// Connects; the rings go on where they are in memory.
+    pub fn connect(memory: &'a Memory, socket: &Path, features: u64) -> Self {
+        let mut frontend = Frontend::connect(socket, 2).unwrap();
+        frontend.set_owner().unwrap();
+        let offered = frontend.get_features().unwrap();
+        let wanted = features | feature::VERSION_1 | feature::PROTOCOL;
+        assert_eq!(offered & wanted, wanted, "offered {offered:x}");
+        let protocol = frontend.get_protocol_features().unwrap();
+        frontend.set_protocol_features(protocol & VhostUserProtocolFeatures::REPLY_ACK).unwrap();
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        frontend.set_features(wanted).unwrap();
+        let region = memory.0.iter().next().unwrap();
+        let base = region.get_host_address(MemoryRegionAddress(0)).unwrap() as u64;
+        frontend.set_mem_table(&[VhostUserMemoryRegionInfo::from_guest_region(region).unwrap()]).unwrap();
+        let mut driver = Self { memory, frontend, kicks: Vec::new(), calls: Vec::new(), seen: [0; 2] };
+        for index in 0..2u64 {
+            let i = index as usize;
+            let (kick, call) = (EventFd::new(libc::EFD_NONBLOCK).unwrap(), EventFd::new(libc::EFD_NONBLOCK).unwrap());
+            let used = memory.word(ring(index) + USED + 2);
+            driver.seen[i] = used;
+            let frontend = &mut driver.frontend;
+            frontend.set_vring_num(i, SIZE).unwrap();
+            let data = VringConfigData {
+                queue_max_size: SIZE,
+                queue_size: SIZE,
+                flags: 0,
+                desc_table_addr: base + ring(index),
+                avail_ring_addr: base + ring(index) + AVAILABLE,
+                used_ring_addr: base + ring(index) + USED,
+                log_addr: None,
+            };
+            frontend.set_vring_addr(i, &data).unwrap();
+            frontend.set_vring_base(i, used).unwrap();
+            frontend.set_vring_call(i, &call).unwrap();
+            frontend.set_vring_kick(i, &kick).unwrap();
+            frontend.set_vring_enable(i, true).unwrap();
+            driver.kicks.push(kick);
+            driver.calls.push(call);
+        }
+        driver
+    }
+
+    fn offer(&self, index: u64, descriptor: u16, address: u64, length: u32, flags: u16) {
+        let at = ring(index) + u64::from(descriptor) * 16;
+        self.memory.0.write_obj(address, GuestAddress(at)).unwrap();
+        self.memory.0.write_obj(length, GuestAddress(at + 8)).unwrap();
+        self.memory.set_word(at + 12, flags);
+        let available = ring(index) + AVAILABLE;
+        let next = self.memory.word(available + 2);
+        self.memory.set_word(available + 4 + u64::from(next % SIZE) * 2, descriptor);
+        self.memory.set_word(available + 2, next.wrapping_add(1));
+    }
+
+    /// Gives receive buffers.
+    pub fn give_buffers(&self, count: u16) {
+        let next = self.memory.word(ring(0) + AVAILABLE + 2);
+        for n in 0..count {
+            let descriptor = next.wrapping_add(n) % SIZE;
+            self.offer(0, descriptor, 0x10_0000 + u64::from(descriptor) * BUFFER as u64, BUFFER as u32, 2);
+        }
+        self.kicks[0].write(1).unwrap();
+    }
+
+    /// Sends a frame and waits until the switch has it.
+    pub fn send(&mut self, header: [u8; HEADER], bytes: &[u8]) {
+        self.memory.0.write_slice(&[&header, bytes].concat(), GuestAddress(0x20_0000)).unwrap();
+        self.offer(1, 0, 0x20_0000, (HEADER + bytes.len()) as u32, 0);
+        // The driver wants to hear of it (used_event).
+        self.memory.set_word(ring(1) + AVAILABLE + 4 + u64::from(SIZE) * 2, self.seen[1]);
+        self.kicks[1].write(1).unwrap();
+        assert!(self.wait(1, Duration::from_secs(5)), "the switch does not take a frame");
+        self.seen[1] = self.seen[1].wrapping_add(1);
+    }
+
+    fn wait(&self, index: u64, patience: Duration) -> bool {
+        let i = index as usize;
+        let deadline = std::time::Instant::now() + patience;
+        loop {
+            if self.memory.word(ring(index) + USED + 2) != self.seen[i] {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            let timeout = PollTimeout::try_from(left.as_millis() as i32).unwrap();
+            // SAFETY: the descriptor stays open while it is borrowed.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&self.calls[i])) };
+            if poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout).unwrap() == 0 {
+                return false;
+            }
+            let _ = self.calls[i].read();
+        }
+    }
+
+    /// The next frame, if one comes in time.
+    pub fn receive(&mut self, patience: Duration) -> Option<Received> {
+        // The driver wants to hear of the next one (used_event).
+        self.memory.set_word(ring(0) + AVAILABLE + 4 + u64::from(SIZE) * 2, self.seen[0]);
+        if !self.wait(0, patience) {
+            return None;
+        }
+        let mut all = Vec::new();
+        let mut buffers = 1;
+        while buffers > 0 {
+            assert_ne!(self.memory.word(ring(0) + USED + 2), self.seen[0], "a frame came in part");
+            let element = ring(0) + USED + 4 + u64::from(self.seen[0] % SIZE) * 8;
+            let head: u32 = self.memory.0.read_obj(GuestAddress(element)).unwrap();
+            let length: u32 = self.memory.0.read_obj(GuestAddress(element + 4)).unwrap();
+            let mut bytes = vec![0; length as usize];
+            self.memory.0.read_slice(&mut bytes, GuestAddress(0x10_0000 + u64::from(head) * BUFFER as u64)).unwrap();
+            if all.is_empty() {
+                buffers = u16::from_le_bytes([bytes[10], bytes[11]]);
+            }
+            all.extend(bytes);
+            buffers -= 1;
+            self.seen[0] = self.seen[0].wrapping_add(1);
+        }
+        let bytes = all.split_off(HEADER);
+        Some(Received { flags: (all[0], all[1]), buffers: u16::from_le_bytes([all[10], all[11]]), bytes })
+    }
+}

@@ -1,0 +1,136 @@
+//! vhost-user ports, from the guest's side.
+
+mod common;
+
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use common::driver::{Driver, Memory, feature};
+use common::world::World;
+use common::{id, mac, two_tenants};
+use etherparse::{Ipv4Slice, PacketBuilder, TcpSlice};
+use model::net::Attachment;
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn world() -> (World, [std::path::PathBuf; 2]) {
+    let mut tables = two_tenants();
+    for port in tables.ports.values_mut() {
+        port.attachment = Attachment::VhostUser;
+    }
+    let mut world = World::start(&tables);
+    let paths = [1u128, 2].map(|number| {
+        let path = world.folder.path().join(format!("port-{number}"));
+        world.plug_vhost(id(number), &UnixListener::bind(&path).unwrap());
+        path
+    });
+    (world, paths)
+}
+
+fn tcp(payload: usize) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2(mac(1).0, mac(2).0)
+        .ipv4([10, 0, 0, 11], [10, 0, 0, 12], 64)
+        .tcp(1000, 2000, 7, 1000)
+        .syn();
+    let mut frame = Vec::new();
+    let payload: Vec<u8> = (0..payload).map(|n| n as u8).collect();
+    builder.write(&mut frame, &payload).unwrap();
+    frame
+}
+
+/// A frame whose checksum, and whose cutting into pieces of 1000 bytes, the sender leaves to others.
+fn offloaded(payload: usize) -> ([u8; 12], Vec<u8>) {
+    let mut frame = tcp(payload);
+    // The sum of the pseudo-header stands where the checksum will be.
+    let sum: u32 = [0x0a00u32, 11, 0x0a00, 12, 6, (20 + payload) as u32].iter().sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    frame[50..52].copy_from_slice(&(folded as u16).to_be_bytes());
+    let mut header = [0; 12];
+    header[0] = 1;
+    header[1] = 1;
+    header[2..4].copy_from_slice(&54u16.to_le_bytes());
+    header[4..6].copy_from_slice(&1000u16.to_le_bytes());
+    header[6..8].copy_from_slice(&34u16.to_le_bytes());
+    header[8..10].copy_from_slice(&16u16.to_le_bytes());
+    (header, frame)
+}
+
+fn checked_payload(frame: &[u8]) -> Vec<u8> {
+    let ip = Ipv4Slice::from_slice(&frame[14..]).unwrap();
+    let header = ip.header().to_header();
+    assert_eq!(header.header_checksum, header.calc_header_checksum());
+    let tcp = TcpSlice::from_slice(ip.payload().payload).unwrap();
+    let sum = tcp.calc_checksum_ipv4(header.source, header.destination).unwrap();
+    assert_eq!(sum, tcp.checksum());
+    tcp.payload().to_vec()
+}
+
+#[test]
+fn frames_pass_between_guests_whole_or_cut_as_the_receiver_can_take_them() {
+    let (mut world, [one, two]) = world();
+    let (memory, other) = (Memory::new(), Memory::new());
+    let mut sender = Driver::connect(&memory, &one, feature::ALL);
+    let mut receiver = Driver::connect(&other, &two, feature::ALL);
+    assert_eq!(world.status().vhost_user, [(id(1), true), (id(2), true)].into());
+    receiver.give_buffers(8);
+    sender.send([0; 12], &tcp(100));
+    let got = receiver.receive(SOON).unwrap();
+    assert_eq!((got.flags, got.buffers, got.bytes), ((0, 0), 1, tcp(100)));
+
+    // Five thousand bytes in buffers of two thousand: three of them, all at once, offload untouched.
+    let (header, frame) = offloaded(5000);
+    sender.send(header, &frame);
+    let got = receiver.receive(SOON).unwrap();
+    assert_eq!((got.flags, got.buffers), ((1, 1), 3));
+    assert_eq!(got.bytes, frame);
+
+    // No room: dropped, and the next one passes again.
+    sender.send(header, &offloaded(12_000).1);
+    assert!(receiver.receive(Duration::from_millis(300)).is_none());
+    sender.send([0; 12], &tcp(7));
+    assert_eq!(receiver.receive(SOON).unwrap().bytes, tcp(7));
+    assert_eq!(world.status().drops.get("receiver_full"), Some(&1));
+
+    // A guest that reconnects with fewer features goes on where its rings are, and gets finished pieces.
+    drop(receiver);
+    let mut receiver = Driver::connect(&other, &two, 0);
+    receiver.give_buffers(5);
+    sender.send(header, &offloaded(2500).1);
+    let mut whole = Vec::new();
+    for _ in 0..3 {
+        let got = receiver.receive(SOON).unwrap();
+        assert_eq!((got.flags, got.buffers), ((0, 0), 1));
+        whole.extend(checked_payload(&got.bytes));
+    }
+    assert_eq!(whole, offloaded(2500).1[54..]);
+}
+
+#[test]
+fn a_guest_that_breaks_its_ring_or_its_socket_stops_nobody_else() {
+    let (mut world, [one, two]) = world();
+    let (memory, other) = (Memory::new(), Memory::new());
+    let mut sender = Driver::connect(&memory, &one, feature::ALL);
+    let receiver = Driver::connect(&other, &two, feature::ALL);
+    receiver.give_buffers(4);
+    // Half a message, and silence.
+    drop(receiver);
+    use std::io::Write;
+    let mut stuck = std::os::unix::net::UnixStream::connect(&two).unwrap();
+    stuck.write_all(&[1, 0, 0]).unwrap();
+    sender.send([0; 12], &tcp(1));
+    // Offloads that make no sense.
+    let (mut header, frame) = offloaded(3000);
+    for (at, value) in [(1, 3), (1, 0x81), (4, 0), (6, 0xff), (8, 0xff)] {
+        let before = header[at];
+        header[at] = value;
+        sender.send(header, &frame);
+        header[at] = before;
+    }
+    sender.send(header, &frame[..13]);
+    let mut receiver = Driver::connect(&other, &two, feature::ALL);
+    sender.send([0; 12], &tcp(2));
+    let got = receiver.receive(SOON).unwrap();
+    assert!(!got.bytes.is_empty());
+    drop(stuck);
+    assert!(world.status().drops["bad_offload"] >= 4, "{:?}", world.status().drops);
+}
