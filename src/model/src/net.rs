@@ -194,6 +194,23 @@ pub struct AddressPair {
 pub struct Metadata {
     /// For example `/openstack/latest/meta_data.json` or `/2009-04-04/meta-data/instance-id`.
     pub documents: BTreeMap<String, Document>,
+    /// Folders that are others under another name (`/2009-04-04` → `/latest`): versions with the same documents are
+    /// sent once. The other name is never an alias itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<String, String>,
+}
+
+impl Metadata {
+    /// The path with an alias at its beginning replaced.
+    pub fn resolve<'a>(&self, path: &'a str) -> std::borrow::Cow<'a, str> {
+        let ends = path.match_indices('/').map(|(at, _)| at).filter(|at| *at > 0).chain([path.len()]);
+        for end in ends {
+            if let Some(folder) = self.aliases.get(&path[..end]) {
+                return format!("{folder}{}", &path[end..]).into();
+            }
+        }
+        path.into()
+    }
 }
 
 /// One document of the metadata service.

@@ -87,7 +87,8 @@ pub fn respond(request: &Request, metadata: Option<&Metadata>) -> Vec<u8> {
     let path = segments.iter().fold(String::new(), |path, segment| path + "/" + segment);
     match metadata {
         Some(metadata) => {
-            if let Some(document) = metadata.documents.get(&path) {
+            let path = metadata.resolve(&path);
+            if let Some(document) = metadata.documents.get(path.as_ref()) {
                 let kind: String = document.content_type.chars().filter(|c| !c.is_control()).collect();
                 return message(200, &kind, &document.body, request.keep_alive, head);
             }
@@ -113,6 +114,19 @@ fn listing(metadata: &Metadata, folder: &str) -> Option<String> {
             Some((name, _)) => names.insert(format!("{name}/")),
             None => names.insert(rest.to_owned()),
         };
+    }
+    for (alias, _) in metadata.aliases.iter().filter(|(alias, _)| alias.starts_with(&prefix)) {
+        let name = &alias[prefix.len()..];
+        if !name.contains('/') {
+            names.insert(if versions { name.to_owned() } else { format!("{name}/") });
+        }
+    }
+    for alias in metadata.aliases.keys().filter_map(|alias| alias.strip_prefix(&prefix)) {
+        match alias.contains('/') {
+            true => {}
+            false if versions => drop(names.insert(alias.to_owned())),
+            false => drop(names.insert(format!("{alias}/"))),
+        }
     }
     // What is both a document and a folder is a folder in its parent's list.
     let all: Vec<&str> =
@@ -176,7 +190,12 @@ mod tests {
             ("/latest/meta-data/public-keys/0/openssh-key", "ssh-ed25519 A"),
             ("/latest/user-data", "#!"),
         ];
-        Metadata { documents: documents.iter().map(|(path, body)| ((*path).to_owned(), document(body))).collect() }
+        Metadata {
+            documents: documents.iter().map(|(path, body)| ((*path).to_owned(), document(body))).collect(),
+            aliases: [("/2009-04-04", "/latest"), ("/openstack/2012-08-10", "/openstack/latest")]
+                .map(|(alias, folder)| (alias.to_owned(), folder.to_owned()))
+                .into(),
+        }
     }
 
     fn get(request: &str) -> String {
@@ -194,8 +213,11 @@ mod tests {
 
     #[test]
     fn documents_and_listings_are_found() {
-        assert_eq!(body("/"), "latest\nopenstack");
-        assert_eq!(body("/openstack"), "2018-08-27\nlatest");
+        assert_eq!(body("/"), "2009-04-04\nlatest\nopenstack");
+        assert_eq!(body("/openstack"), "2012-08-10\n2018-08-27\nlatest");
+        assert_eq!(body("/openstack/2012-08-10"), "meta_data.json\nuser_data");
+        assert_eq!(body("/openstack/2012-08-10/user_data"), "#!");
+        assert_eq!(body("/2009-04-04/meta-data/instance-id"), "i-1");
         assert_eq!(body("/openstack/latest/"), "meta_data.json\nuser_data");
         assert_eq!(body("/latest/"), "meta-data/\nuser-data");
         assert_eq!(body("/latest/meta-data/"), "instance-id\npublic-keys/");
