@@ -1,6 +1,8 @@
 //! Tables by hand, for tests of the pipeline and with real packets.
 #![allow(dead_code)] // Each test binary uses a part.
 
+pub mod driver;
+pub mod pure;
 pub mod world;
 
 use std::collections::BTreeMap;
