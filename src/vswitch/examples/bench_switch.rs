@@ -29,20 +29,33 @@ fn measure(name: &str, pure: &mut Pure, from: u128, frames: &[Vec<u8>]) {
     // The first round makes the flows; it is not measured.
     let began = Instant::now();
     assert_eq!(round(Duration::from_secs(1)), frames.len(), "every packet passes");
-    println!("bench {name}_new_flows {:.0} flows/s", frames.len() as f64 / began.elapsed().as_secs_f64());
+    println!(
+        "bench {name}_new_flows {:.0} flows/s",
+        frames.len() as f64 / began.elapsed().as_secs_f64()
+    );
     let began = Instant::now();
     let mut passed = 0;
     while began.elapsed() < TIME {
         passed += round(Duration::from_secs(1) + began.elapsed());
     }
-    println!("bench {name} {:.0} packets/s", passed as f64 / began.elapsed().as_secs_f64());
+    println!(
+        "bench {name} {:.0} packets/s",
+        passed as f64 / began.elapsed().as_secs_f64()
+    );
 }
 
 fn main() {
     for (name, length) in [("switch_64", 18), ("switch_1500", 1472)] {
         let mut pure = Pure::two_tenants();
         let frames: Vec<_> = (0..FLOWS)
-            .map(|n| udp((mac(2), mac(1)), ("10.0.0.11", "10.0.0.12"), (1024 + n, 53), &vec![0; length]))
+            .map(|n| {
+                udp(
+                    (mac(2), mac(1)),
+                    ("10.0.0.11", "10.0.0.12"),
+                    (1024 + n, 53),
+                    &vec![0; length],
+                )
+            })
             .collect();
         measure(name, &mut pure, 1, &frames);
     }
@@ -50,7 +63,14 @@ fn main() {
         let mut pure = Pure::two_tenants();
         pure.introduce_host();
         let frames: Vec<_> = (0..FLOWS)
-            .map(|n| udp((INSIDE, mac(from)), (address, "203.0.113.1"), (1024 + n, 53), &[0; 18]))
+            .map(|n| {
+                udp(
+                    (INSIDE, mac(from)),
+                    (address, "203.0.113.1"),
+                    (1024 + n, 53),
+                    &[0; 18],
+                )
+            })
             .collect();
         measure(name, &mut pure, from.into(), &frames);
     }

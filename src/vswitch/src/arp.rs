@@ -18,11 +18,18 @@ impl Work<'_> {
     pub fn arp(&mut self, network: usize, origin: Origin, packet: &Packet, arp: &Arp) -> bool {
         let layout = self.layout;
         let net = &layout.networks[network];
-        let Origin::Place(place) = origin else { return false };
+        let Origin::Place(place) = origin else {
+            return false;
+        };
         if !arp.sender.is_unspecified() && !arp.sender_mac.is_multicast() {
-            let key = Key { network: net.id, ip: arp.sender };
+            let key = Key {
+                network: net.id,
+                ip: arp.sender,
+            };
             for mut waiting in self.state.neighbours.learn(key, arp.sender_mac, self.now) {
-                let Some(mac) = waiting.bytes.get(6..12).and_then(|b| <[u8; 6]>::try_from(b).ok()) else { continue };
+                let Some(mac) = waiting.bytes.get(6..12).and_then(|b| <[u8; 6]>::try_from(b).ok()) else {
+                    continue;
+                };
                 waiting.set_macs(arp.sender_mac, MacAddr(mac));
                 if let Err(reason) = self.resend(network, waiting) {
                     self.state.drops.count(reason);
@@ -38,8 +45,15 @@ impl Work<'_> {
             net.hosts.get(&arp.target).copied()
         };
         // An owner that asks for its own address looks for a conflict, or announces itself.
-        let Some(mac) = known.filter(|mac| *mac != packet.src && arp.sender != arp.target) else { return false };
-        let reply = build::arp(ARP_REPLY, (mac, arp.target), (arp.sender_mac, arp.sender), packet.src);
+        let Some(mac) = known.filter(|mac| *mac != packet.src && arp.sender != arp.target) else {
+            return false;
+        };
+        let reply = build::arp(
+            ARP_REPLY,
+            (mac, arp.target),
+            (arp.sender_mac, arp.sender),
+            packet.src,
+        );
         self.emit(place, reply);
         true
     }
@@ -82,14 +96,26 @@ impl Work<'_> {
     /// Asks those who could have the address: the uplinks, and ports that may use it.
     fn ask(&mut self, network: usize, asker: Asker, ip: std::net::Ipv4Addr) {
         let layout = self.layout;
-        let request =
-            build::arp(ARP_REQUEST, (asker.mac, asker.ip), (MacAddr([0; 6]), ip), MacAddr::BROADCAST);
+        let request = build::arp(
+            ARP_REQUEST,
+            (asker.mac, asker.ip),
+            (MacAddr([0; 6]), ip),
+            MacAddr::BROADCAST,
+        );
         for place in &layout.networks[network].members {
             let may_have = match place {
                 Place::Uplink(_) => true,
-                Place::Port(slot) => layout.ports.get(*slot as usize).and_then(Option::as_ref).is_some_and(|port| {
-                    !port.secure || port.pairs.iter().any(|(_, prefix)| prefix.contains(&IpAddr::V4(ip)))
-                }),
+                Place::Port(slot) => layout
+                    .ports
+                    .get(*slot as usize)
+                    .and_then(Option::as_ref)
+                    .is_some_and(|port| {
+                        !port.secure
+                            || port
+                                .pairs
+                                .iter()
+                                .any(|(_, prefix)| prefix.contains(&IpAddr::V4(ip)))
+                    }),
             };
             if may_have {
                 self.emit(*place, request.clone());
@@ -101,7 +127,12 @@ impl Work<'_> {
     pub fn tick_neighbours(&mut self) {
         let (ask, lost) = self.state.neighbours.tick(self.now);
         for (key, asker) in ask {
-            if let Some(network) = self.layout.networks.iter().position(|network| network.id == key.network) {
+            if let Some(network) = self
+                .layout
+                .networks
+                .iter()
+                .position(|network| network.id == key.network)
+            {
                 self.ask(network, asker, key.ip);
             }
         }

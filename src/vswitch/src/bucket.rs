@@ -14,7 +14,12 @@ pub struct Bucket {
 impl Bucket {
     /// A full bucket.
     pub fn new(rate: u32, burst: u32) -> Self {
-        Self { rate, burst, tokens: f64::from(burst), last: Now::ZERO }
+        Self {
+            rate,
+            burst,
+            tokens: f64::from(burst),
+            last: Now::ZERO,
+        }
     }
 
     /// Takes one token, if there is one.
@@ -41,7 +46,9 @@ mod tests {
         let mut bucket = Bucket::new(10, 5);
         let passed = (0..20).filter(|_| bucket.take(Duration::from_secs(100))).count();
         assert_eq!(passed, 5);
-        let passed = (0..20).filter(|_| bucket.take(Duration::from_millis(100_300))).count();
+        let passed = (0..20)
+            .filter(|_| bucket.take(Duration::from_millis(100_300)))
+            .count();
         assert_eq!(passed, 3);
     }
 }

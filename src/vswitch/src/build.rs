@@ -22,12 +22,7 @@ fn ethernet(dst: MacAddr, src: MacAddr, kind: u16, payload: usize) -> Vec<u8> {
 }
 
 /// An ARP packet (RFC 826).
-pub fn arp(
-    operation: u16,
-    sender: (MacAddr, Ipv4Addr),
-    target: (MacAddr, Ipv4Addr),
-    dst: MacAddr,
-) -> Frame {
+pub fn arp(operation: u16, sender: (MacAddr, Ipv4Addr), target: (MacAddr, Ipv4Addr), dst: MacAddr) -> Frame {
     let mut bytes = ethernet(dst, sender.0, ethertype::ARP, 28);
     bytes.extend_from_slice(&[0, 1, 8, 0, 6, 4]);
     bytes.extend_from_slice(&operation.to_be_bytes());
@@ -39,7 +34,12 @@ pub fn arp(
 }
 
 /// An IPv4 packet with this payload.
-pub fn ipv4(macs: (MacAddr, MacAddr), addresses: (Ipv4Addr, Ipv4Addr), protocol: u8, payload: &[u8]) -> Frame {
+pub fn ipv4(
+    macs: (MacAddr, MacAddr),
+    addresses: (Ipv4Addr, Ipv4Addr),
+    protocol: u8,
+    payload: &[u8],
+) -> Frame {
     let (dst, src) = macs;
     let mut bytes = ethernet(dst, src, ethertype::IPV4, 20 + payload.len());
     let length = (20 + payload.len()) as u16;
@@ -55,7 +55,12 @@ pub fn ipv4(macs: (MacAddr, MacAddr), addresses: (Ipv4Addr, Ipv4Addr), protocol:
 }
 
 /// A UDP datagram; addresses are (source, destination), Ethernet addresses (destination, source).
-pub fn udp(macs: (MacAddr, MacAddr), addresses: (Ipv4Addr, Ipv4Addr), ports: (u16, u16), payload: &[u8]) -> Frame {
+pub fn udp(
+    macs: (MacAddr, MacAddr),
+    addresses: (Ipv4Addr, Ipv4Addr),
+    ports: (u16, u16),
+    payload: &[u8],
+) -> Frame {
     let length = (8 + payload.len()) as u16;
     let mut datagram = Vec::with_capacity(usize::from(length));
     datagram.extend_from_slice(&ports.0.to_be_bytes());

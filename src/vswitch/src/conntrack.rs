@@ -43,7 +43,14 @@ impl Key {
             Direction::Egress => (ip.src, ip.dst, src, dst),
             Direction::Ingress => (ip.dst, ip.src, dst, src),
         };
-        Key { protocol: ip.protocol, local_asks, local_port, remote_port, local, remote }
+        Key {
+            protocol: ip.protocol,
+            local_asks,
+            local_port,
+            remote_port,
+            local,
+            remote,
+        }
     }
 
     /// The connection that an ICMP error is about. The error comes to the port about what the port sent, or goes from
@@ -55,9 +62,19 @@ impl Key {
             InnerFlow::Echo(request, id) => (id, id, request == sent),
             InnerFlow::None => (0, 0, false),
         };
-        let (local, remote, local_port, remote_port) =
-            if sent { (inner.src, inner.dst, src, dst) } else { (inner.dst, inner.src, dst, src) };
-        Key { protocol: inner.protocol, local_asks, local_port, remote_port, local, remote }
+        let (local, remote, local_port, remote_port) = if sent {
+            (inner.src, inner.dst, src, dst)
+        } else {
+            (inner.dst, inner.src, dst, src)
+        };
+        Key {
+            protocol: inner.protocol,
+            local_asks,
+            local_port,
+            remote_port,
+            local,
+            remote,
+        }
     }
 }
 
@@ -93,8 +110,17 @@ pub struct Progress {
 impl Progress {
     /// The first packet of a connection.
     pub fn new(protocol: u8, flags: u8, now: Now) -> Self {
-        let state = if protocol == protocol::TCP && flags & flag::SYN != 0 { State::SynSent } else { State::Open };
-        let mut progress = Self { state, replied: false, fins: 0, expires: now };
+        let state = if protocol == protocol::TCP && flags & flag::SYN != 0 {
+            State::SynSent
+        } else {
+            State::Open
+        };
+        let mut progress = Self {
+            state,
+            replied: false,
+            fins: 0,
+            expires: now,
+        };
         progress.expires = now + progress.lifetime(protocol);
         progress
     }
@@ -142,7 +168,9 @@ impl Progress {
 
     /// May it go, so that a new one fits?
     fn expendable(&self, now: Now) -> bool {
-        self.expires <= now || !self.replied || matches!(self.state, State::TimeWait | State::Reset | State::Closing)
+        self.expires <= now
+            || !self.replied
+            || matches!(self.state, State::TimeWait | State::Reset | State::Closing)
     }
 }
 
@@ -186,7 +214,12 @@ const PROBES: usize = 64;
 impl<K: std::hash::Hash + Eq + Copy, V: Flow> Flows<K, V> {
     /// An empty map.
     pub fn new(limit: usize) -> Self {
-        Self { map: IndexMap::default(), limit, cursor: 0, next_sweep: None }
+        Self {
+            map: IndexMap::default(),
+            limit,
+            cursor: 0,
+            next_sweep: None,
+        }
     }
 
     /// How many flows are kept.
@@ -230,7 +263,11 @@ impl<K: std::hash::Hash + Eq + Copy, V: Flow> Flows<K, V> {
     fn evict(&mut self, now: Now) -> Option<(K, V)> {
         for _ in 0..PROBES.min(self.map.len()) {
             self.cursor = (self.cursor + 1) % self.map.len();
-            if self.map.get_index(self.cursor).is_some_and(|(_, flow)| flow.progress().expendable(now)) {
+            if self
+                .map
+                .get_index(self.cursor)
+                .is_some_and(|(_, flow)| flow.progress().expendable(now))
+            {
                 return self.map.swap_remove_index(self.cursor);
             }
         }

@@ -98,7 +98,8 @@ impl Drops {
 
     /// All that are not zero, by name.
     pub fn named(&self) -> BTreeMap<String, u64> {
-        let counted = |&(reason, name): &(Drop, &str)| Some((name.to_owned(), self.of(reason))).filter(|&(_, n)| n > 0);
+        let counted =
+            |&(reason, name): &(Drop, &str)| Some((name.to_owned(), self.of(reason))).filter(|&(_, n)| n > 0);
         Drop::ALL.iter().filter_map(counted).collect()
     }
 }

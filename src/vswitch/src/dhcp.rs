@@ -47,7 +47,8 @@ impl Lease {
     pub fn of(port: &Port, network: &Network) -> Option<Lease> {
         port.fixed_ips.iter().find_map(|fixed| {
             let subnet = network.subnets.get(&fixed.subnet).filter(|subnet| subnet.dhcp)?;
-            let (IpAddr::V4(ip), IpNet::V4(cidr), Some(server)) = (fixed.ip, subnet.cidr, subnet.dhcp_server) else {
+            let (IpAddr::V4(ip), IpNet::V4(cidr), Some(server)) = (fixed.ip, subnet.cidr, subnet.dhcp_server)
+            else {
                 return None;
             };
             let router = match subnet.gateway {
@@ -73,8 +74,14 @@ impl Lease {
                 ntp: v4(&subnet.ntp),
                 routes,
                 mtu: network.mtu,
-                domain: subnet.dns_domain.clone().filter(|name| !name.is_empty() && name.len() <= 253),
-                hostname: port.hostname.clone().filter(|name| !name.is_empty() && name.len() <= 253),
+                domain: subnet
+                    .dns_domain
+                    .clone()
+                    .filter(|name| !name.is_empty() && name.len() <= 253),
+                hostname: port
+                    .hostname
+                    .clone()
+                    .filter(|name| !name.is_empty() && name.len() <= 253),
             })
         })
     }
@@ -137,8 +144,14 @@ pub fn answer(lease: &Lease, mac: MacAddr, request: &[u8]) -> Option<Answer> {
             if server.is_some_and(|server| server != lease.server) {
                 return None; // It took another server's offer.
             }
-            let wanted = requested.or(Some(request.ciaddr())).filter(|ip| !ip.is_unspecified());
-            if wanted == Some(lease.ip) { MessageType::Ack } else { MessageType::Nak }
+            let wanted = requested
+                .or(Some(request.ciaddr()))
+                .filter(|ip| !ip.is_unspecified());
+            if wanted == Some(lease.ip) {
+                MessageType::Ack
+            } else {
+                MessageType::Nak
+            }
         }
         MessageType::Inform => MessageType::Ack,
         // The address stays the port's; there is nothing to answer (RFC 2131 §4.3.3, §4.3.4).
@@ -148,19 +161,31 @@ pub fn answer(lease: &Lease, mac: MacAddr, request: &[u8]) -> Option<Answer> {
     let nak = kind == MessageType::Nak;
     let mut reply = Message::new_with_id(
         request.xid(),
-        if kind == MessageType::Ack { request.ciaddr() } else { Ipv4Addr::UNSPECIFIED },
-        if nak || inform { Ipv4Addr::UNSPECIFIED } else { lease.ip },
+        if kind == MessageType::Ack {
+            request.ciaddr()
+        } else {
+            Ipv4Addr::UNSPECIFIED
+        },
+        if nak || inform {
+            Ipv4Addr::UNSPECIFIED
+        } else {
+            lease.ip
+        },
         Ipv4Addr::UNSPECIFIED,
         request.giaddr(),
         &mac.0,
     );
     reply.set_opcode(Opcode::BootReply).set_flags(request.flags());
     reply.opts_mut().insert(DhcpOption::MessageType(kind));
-    reply.opts_mut().insert(DhcpOption::ServerIdentifier(lease.server));
+    reply
+        .opts_mut()
+        .insert(DhcpOption::ServerIdentifier(lease.server));
     if !nak {
         lease.describe(&mut reply);
         if !inform {
-            reply.opts_mut().insert(DhcpOption::AddressLeaseTime(LEASE_SECONDS));
+            reply
+                .opts_mut()
+                .insert(DhcpOption::AddressLeaseTime(LEASE_SECONDS));
         }
     }
     let room = match request.opts().get(OptionCode::MaxMessageSize) {
@@ -168,7 +193,11 @@ pub fn answer(lease: &Lease, mac: MacAddr, request: &[u8]) -> Option<Answer> {
         _ => LEAST_MESSAGE,
     };
     let mut message = reply.to_vec().ok()?;
-    for expendable in [OptionCode::DomainName, OptionCode::NtpServers, OptionCode::ClasslessStaticRoute] {
+    for expendable in [
+        OptionCode::DomainName,
+        OptionCode::NtpServers,
+        OptionCode::ClasslessStaticRoute,
+    ] {
         if message.len() > room {
             reply.opts_mut().remove(expendable);
             message = reply.to_vec().ok()?;
@@ -185,5 +214,13 @@ pub fn answer(lease: &Lease, mac: MacAddr, request: &[u8]) -> Option<Answer> {
         _ if inform => Ipv4Addr::BROADCAST,
         _ => lease.ip,
     };
-    Some(Answer { message, to, mac: if to.is_broadcast() { MacAddr::BROADCAST } else { mac } })
+    Some(Answer {
+        message,
+        to,
+        mac: if to.is_broadcast() {
+            MacAddr::BROADCAST
+        } else {
+            mac
+        },
+    })
 }

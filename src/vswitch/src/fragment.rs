@@ -35,7 +35,11 @@ impl Fragments {
                 }
                 // TCP's flags count once, in the first fragment.
                 let transport = match ip.transport {
-                    Transport::Ports { src, dst, .. } => Transport::Ports { src, dst, flags: crate::parse::flag::ACK },
+                    Transport::Ports { src, dst, .. } => Transport::Ports {
+                        src,
+                        dst,
+                        flags: crate::parse::flag::ACK,
+                    },
                     Transport::Error { .. } => return Err(Drop::BadFragment),
                     other => other,
                 };

@@ -58,13 +58,19 @@ impl Offload {
     /// Reads a virtio-net header; `None`: it asks for something that was not negotiated.
     pub fn from_virtio(header: &[u8; VNET_HEADER]) -> Option<Self> {
         let word = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-        let checksum = (header[0] & NEEDS_CSUM != 0).then(|| Checksum { start: word(6), offset: word(8) });
+        let checksum = (header[0] & NEEDS_CSUM != 0).then(|| Checksum {
+            start: word(6),
+            offset: word(8),
+        });
         let segments = match header[1] {
             GSO_NONE => None,
             kind @ (GSO_TCPV4 | GSO_TCPV6) => {
                 // Segmentation without a checksum to finish makes no sense (virtio 1.2 §5.1.6.2.1).
                 checksum?;
-                Some(Segments { v6: kind == GSO_TCPV6, size: word(4) })
+                Some(Segments {
+                    v6: kind == GSO_TCPV6,
+                    size: word(4),
+                })
             }
             _ => return None,
         };
@@ -103,7 +109,10 @@ pub struct Abilities {
 impl Frame {
     /// A finished frame.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, offload: Offload::default() }
+        Self {
+            bytes,
+            offload: Offload::default(),
+        }
     }
 
     /// The destination address; the frame must have been parsed.
@@ -116,7 +125,9 @@ impl Frame {
 
     /// Finishes the checksum in software. A field outside the frame is left alone.
     pub fn finish_checksum(&mut self) {
-        let Some(Checksum { start, offset }) = self.offload.checksum.take() else { return };
+        let Some(Checksum { start, offset }) = self.offload.checksum.take() else {
+            return;
+        };
         let (start, field) = (usize::from(start), usize::from(start) + usize::from(offset));
         if start >= self.bytes.len() || field + 2 > self.bytes.len() {
             return;
@@ -133,7 +144,9 @@ impl Frame {
     /// cannot do.
     pub fn fit(mut self, abilities: Abilities, mut out: impl FnMut(Frame)) {
         match self.offload.segments {
-            Some(Segments { v6, size }) if !(abilities.checksum && if v6 { abilities.tcp6 } else { abilities.tcp4 }) => {
+            Some(Segments { v6, size })
+                if !(abilities.checksum && if v6 { abilities.tcp6 } else { abilities.tcp4 }) =>
+            {
                 self.segment(v6, usize::from(size), out);
             }
             _ => {
@@ -147,11 +160,19 @@ impl Frame {
 
     /// Cuts a long TCP segment (RFC 9293 §3.1 fields; IPv4 identification counts up).
     fn segment(self, v6: bool, size: usize, mut out: impl FnMut(Frame)) {
-        let Some(checksum) = self.offload.checksum else { return };
+        let Some(checksum) = self.offload.checksum else {
+            return;
+        };
         let tcp = usize::from(checksum.start);
-        let Some(offset) = self.bytes.get(tcp + 12) else { return };
+        let Some(offset) = self.bytes.get(tcp + 12) else {
+            return;
+        };
         let headers = tcp + usize::from(offset >> 4) * 4;
-        if size == 0 || headers < tcp + 20 || headers > self.bytes.len() || tcp < ETHERNET + if v6 { 40 } else { 20 } {
+        if size == 0
+            || headers < tcp + 20
+            || headers > self.bytes.len()
+            || tcp < ETHERNET + if v6 { 40 } else { 20 }
+        {
             return;
         }
         let (head, payload) = self.bytes.split_at(headers);
@@ -171,7 +192,8 @@ impl Frame {
                 ETHERNET + 8..ETHERNET + 40
             } else {
                 bytes[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&(ip_length as u16).to_be_bytes());
-                bytes[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&ident.wrapping_add(piece as u16).to_be_bytes());
+                bytes[ETHERNET + 4..ETHERNET + 6]
+                    .copy_from_slice(&ident.wrapping_add(piece as u16).to_be_bytes());
                 bytes[ETHERNET + 10..ETHERNET + 12].fill(0);
                 let sum = checksum::of(&bytes[ETHERNET..tcp]);
                 bytes[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.to_be_bytes());

@@ -25,10 +25,13 @@ const QUOTE: usize = 548;
 
 /// The ICMP error about a packet, back to where it came from, or `None` where there must be none (RFC 1812 §4.3.2.7).
 pub fn error(frame: &Frame, packet: &Packet, ip: &Ip, from: Ipv4Addr, complaint: Complaint) -> Option<Frame> {
-    let (IpAddr::V4(src), IpAddr::V4(dst)) = (ip.src, ip.dst) else { return None };
+    let (IpAddr::V4(src), IpAddr::V4(dst)) = (ip.src, ip.dst) else {
+        return None;
+    };
     let about_error = matches!(ip.transport, Transport::Error { .. })
         || ip.protocol == protocol::ICMP && matches!(ip.transport, Transport::Icmp { kind: 5, .. });
-    let single = |ip: Ipv4Addr| !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() || ip.is_loopback());
+    let single =
+        |ip: Ipv4Addr| !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() || ip.is_loopback());
     if about_error
         || matches!(ip.fragment, Fragment::Later(_))
         || packet.dst.is_multicast()
@@ -51,12 +54,19 @@ pub fn error(frame: &Frame, packet: &Packet, ip: &Ip, from: Ipv4Addr, complaint:
     body.extend_from_slice(quoted);
     let sum = checksum::of(&body);
     body[2..4].copy_from_slice(&sum.to_be_bytes());
-    Some(build::ipv4((packet.src, packet.dst), (from, src), protocol::ICMP, &body))
+    Some(build::ipv4(
+        (packet.src, packet.dst),
+        (from, src),
+        protocol::ICMP,
+        &body,
+    ))
 }
 
 /// The reply to an echo request (RFC 792), or `None` when it is none, or a fragment.
 pub fn echo_reply(frame: &Frame, packet: &Packet, ip: &Ip) -> Option<Frame> {
-    let (IpAddr::V4(src), IpAddr::V4(dst)) = (ip.src, ip.dst) else { return None };
+    let (IpAddr::V4(src), IpAddr::V4(dst)) = (ip.src, ip.dst) else {
+        return None;
+    };
     if !matches!(ip.transport, Transport::Echo { request: true, .. }) || ip.fragment != Fragment::No {
         return None;
     }
@@ -65,5 +75,10 @@ pub fn echo_reply(frame: &Frame, packet: &Packet, ip: &Ip) -> Option<Frame> {
     body[2..4].fill(0);
     let sum = checksum::of(&body);
     body[2..4].copy_from_slice(&sum.to_be_bytes());
-    Some(build::ipv4((packet.src, packet.dst), (dst, src), protocol::ICMP, &body))
+    Some(build::ipv4(
+        (packet.src, packet.dst),
+        (dst, src),
+        protocol::ICMP,
+        &body,
+    ))
 }

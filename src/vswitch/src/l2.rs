@@ -26,7 +26,11 @@ pub(crate) enum Origin {
 /// Checks the work that a sender left over against what the frame is; does what nobody later could.
 fn settle_offload(frame: &mut Frame, packet: &Packet) -> Result<(), Drop> {
     let Some(checksum) = frame.offload.checksum else {
-        return if frame.offload.segments.is_some() { Err(Drop::BadOffload) } else { Ok(()) };
+        return if frame.offload.segments.is_some() {
+            Err(Drop::BadOffload)
+        } else {
+            Ok(())
+        };
     };
     let (start, offset) = (usize::from(checksum.start), usize::from(checksum.offset));
     if start < ETHERNET || start + offset + 2 > frame.bytes.len() {
@@ -43,7 +47,14 @@ fn settle_offload(frame: &mut Frame, packet: &Packet) -> Result<(), Drop> {
     if let Some(segments) = frame.offload.segments {
         return match &packet.net {
             // At least eight bytes a piece: a frame becomes 8,192 pieces at most.
-            Net::Ip(ip) if own && ip.protocol == protocol::TCP && ip.src.is_ipv6() == segments.v6 && segments.size >= 8 => Ok(()),
+            Net::Ip(ip)
+                if own
+                    && ip.protocol == protocol::TCP
+                    && ip.src.is_ipv6() == segments.v6
+                    && segments.size >= 8 =>
+            {
+                Ok(())
+            }
             _ => Err(Drop::BadOffload),
         };
     }
@@ -58,7 +69,10 @@ fn settle_offload(frame: &mut Frame, packet: &Packet) -> Result<(), Drop> {
 pub(crate) fn wire_size(frame: &Frame, packet_end: usize, ip: Option<&Ip>) -> usize {
     match (frame.offload.segments, ip) {
         (Some(segments), Some(ip)) => {
-            let header = frame.bytes.get(ip.l4 + 12).map_or(20, |byte| usize::from(byte >> 4) * 4);
+            let header = frame
+                .bytes
+                .get(ip.l4 + 12)
+                .map_or(20, |byte| usize::from(byte >> 4) * 4);
             (ip.l4 - ETHERNET + header + usize::from(segments.size)).min(packet_end - ETHERNET)
         }
         _ => packet_end - ETHERNET,
@@ -74,7 +88,12 @@ impl Work<'_> {
     /// A guest sent a frame.
     pub fn from_port(&mut self, slot: Slot, mut frame: Frame) -> Result<(), Drop> {
         let layout = self.layout;
-        let port = layout.ports.get(slot as usize).and_then(Option::as_ref).filter(|port| port.up).ok_or(Drop::PortDown)?;
+        let port = layout
+            .ports
+            .get(slot as usize)
+            .and_then(Option::as_ref)
+            .filter(|port| port.up)
+            .ok_or(Drop::PortDown)?;
         let now = self.now;
         let state = self.port_state(slot)?;
         state.counters.tx_packets += 1;
@@ -98,7 +117,9 @@ impl Work<'_> {
             return Err(Drop::TooBig);
         }
         if let (true, Net::Ip(ip)) = (port.secure, &packet.net) {
-            self.port_state(slot)?.zone.admit(&port.rules, ip, Direction::Egress, now)?;
+            self.port_state(slot)?
+                .zone
+                .admit(&port.rules, ip, Direction::Egress, now)?;
         }
         self.forward(port.network, Origin::Place(Place::Port(slot)), frame, packet)
     }
@@ -106,7 +127,11 @@ impl Work<'_> {
     /// A frame came from an external network.
     pub fn from_uplink(&mut self, slot: Slot, mut frame: Frame) -> Result<(), Drop> {
         let layout = self.layout;
-        let uplink = layout.uplinks.get(slot as usize).and_then(Option::as_ref).ok_or(Drop::PortDown)?;
+        let uplink = layout
+            .uplinks
+            .get(slot as usize)
+            .and_then(Option::as_ref)
+            .ok_or(Drop::PortDown)?;
         let mut packet = parse(&mut frame)?;
         if layout.networks[uplink.network].stations.contains_key(&packet.src) {
             return Err(Drop::SpoofedMac); // Our own frame came back.
@@ -120,7 +145,9 @@ impl Work<'_> {
 
     /// What the switch itself answers on a port: DHCP and metadata. `true`: the frame was for it.
     fn serve(&mut self, slot: Slot, port: &PortLayout, frame: &Frame, packet: &Packet) -> Result<bool, Drop> {
-        let Net::Ip(ip) = &packet.net else { return Ok(false) };
+        let Net::Ip(ip) = &packet.net else {
+            return Ok(false);
+        };
         if ip.dst == IpAddr::V4(METADATA) && !packet.dst.is_multicast() {
             self.metadata(slot, port, frame, packet, ip)?;
             return Ok(true);
@@ -136,7 +163,14 @@ impl Work<'_> {
         }
     }
 
-    fn dhcp(&mut self, slot: Slot, port: &PortLayout, frame: &Frame, packet: &Packet, ip: &Ip) -> Result<(), Drop> {
+    fn dhcp(
+        &mut self,
+        slot: Slot,
+        port: &PortLayout,
+        frame: &Frame,
+        packet: &Packet,
+        ip: &Ip,
+    ) -> Result<(), Drop> {
         let now = self.now;
         if !self.port_state(slot)?.dhcp.take(now) {
             return Err(Drop::RateLimit);
@@ -148,14 +182,29 @@ impl Work<'_> {
         }
         let request = frame.bytes.get(ip.l4 + 8..ip.end).ok_or(Drop::Malformed)?;
         let answer = dhcp::answer(lease, port.mac, request).ok_or(Drop::Service)?;
-        let mac = network.hosts.get(&lease.server).copied().unwrap_or(network.service_mac);
-        let reply = build::udp((answer.mac, mac), (lease.server, answer.to), (67, 68), &answer.message);
+        let mac = network
+            .hosts
+            .get(&lease.server)
+            .copied()
+            .unwrap_or(network.service_mac);
+        let reply = build::udp(
+            (answer.mac, mac),
+            (lease.server, answer.to),
+            (67, 68),
+            &answer.message,
+        );
         self.emit(Place::Port(slot), reply);
         Ok(())
     }
 
     /// A frame is on a network: on to whoever has its destination address.
-    pub fn forward(&mut self, network: usize, origin: Origin, frame: Frame, packet: Packet) -> Result<(), Drop> {
+    pub fn forward(
+        &mut self,
+        network: usize,
+        origin: Origin,
+        frame: Frame,
+        packet: Packet,
+    ) -> Result<(), Drop> {
         if reserved(packet.dst) {
             return Err(Drop::EtherType);
         }
@@ -202,7 +251,13 @@ impl Work<'_> {
     }
 
     /// A DHCP server's address answers pings and nothing else.
-    fn to_service(&mut self, network: usize, origin: Origin, frame: &Frame, packet: &Packet) -> Result<(), Drop> {
+    fn to_service(
+        &mut self,
+        network: usize,
+        origin: Origin,
+        frame: &Frame,
+        packet: &Packet,
+    ) -> Result<(), Drop> {
         let Net::Ip(ip) = &packet.net else { return Ok(()) };
         let own = matches!(ip.dst, IpAddr::V4(dst) if self.layout.networks[network].servers.contains(&dst));
         match (origin, icmp::echo_reply(frame, packet, ip)) {
@@ -238,11 +293,19 @@ impl Work<'_> {
     /// To a guest, if its security groups let it.
     pub fn deliver(&mut self, slot: Slot, frame: Frame, packet: &Packet) -> Result<(), Drop> {
         let layout = self.layout;
-        let port = layout.ports.get(slot as usize).and_then(Option::as_ref).filter(|port| port.up).ok_or(Drop::PortDown)?;
+        let port = layout
+            .ports
+            .get(slot as usize)
+            .and_then(Option::as_ref)
+            .filter(|port| port.up)
+            .ok_or(Drop::PortDown)?;
         let now = self.now;
         if port.secure {
             match &packet.net {
-                Net::Ip(ip) => self.port_state(slot)?.zone.admit(&port.rules, ip, Direction::Ingress, now)?,
+                Net::Ip(ip) => self
+                    .port_state(slot)?
+                    .zone
+                    .admit(&port.rules, ip, Direction::Ingress, now)?,
                 Net::Arp(_) => {}
                 Net::Other => return Err(Drop::EtherType),
             }

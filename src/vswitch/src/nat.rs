@@ -63,13 +63,22 @@ pub struct Nat {
 
 impl Default for Nat {
     fn default() -> Self {
-        Self { flows: Flows::new(MAX_MAPPINGS), answers: Map::default(), per_source: Map::default() }
+        Self {
+            flows: Flows::new(MAX_MAPPINGS),
+            answers: Map::default(),
+            per_source: Map::default(),
+        }
     }
 }
 
 impl Inside {
     fn outside(&self, port: u16) -> Outside {
-        Outside { protocol: self.protocol, remote: self.dst, remote_port: self.dst_port, port }
+        Outside {
+            protocol: self.protocol,
+            remote: self.dst,
+            remote_port: self.dst_port,
+            port,
+        }
     }
 
     /// Has the protocol a port that can be changed?
@@ -102,12 +111,23 @@ impl Nat {
         if let Some(old) = self.flows.remove(&flow) {
             self.forget(&flow, old.outside);
         }
-        if self.per_source.get(&flow.src).is_some_and(|count| *count >= MAX_PER_SOURCE) {
+        if self
+            .per_source
+            .get(&flow.src)
+            .is_some_and(|count| *count >= MAX_PER_SOURCE)
+        {
             return None;
         }
         let port = self.free_port(&flow, now)?;
         let progress = Progress::new(flow.protocol, flags, now);
-        match self.flows.insert(flow, Mapping { outside: port, progress }, now) {
+        match self.flows.insert(
+            flow,
+            Mapping {
+                outside: port,
+                progress,
+            },
+            now,
+        ) {
             Err(_) => return None,
             Ok(Some((key, mapping))) => self.forget(&key, mapping.outside),
             Ok(None) => {}
@@ -122,7 +142,11 @@ impl Nat {
             return (!self.taken(&flow.outside(flow.port), now)).then_some(flow.port);
         }
         // Ports are kept where they can be, well-known ones among themselves (RFC 4787 REQ-3).
-        let low = if flow.port < 1024 && flow.protocol != protocol::ICMP { 1 } else { 1024 };
+        let low = if flow.port < 1024 && flow.protocol != protocol::ICMP {
+            1
+        } else {
+            1024
+        };
         let range = if low == 1 { 1023 } else { 64_512 };
         let first = flow.port.max(low);
         (0..TRIES).find_map(|step| {
@@ -134,7 +158,9 @@ impl Nat {
     }
 
     fn taken(&mut self, outside: &Outside, now: Now) -> bool {
-        let Some(inside) = self.answers.get(outside).copied() else { return false };
+        let Some(inside) = self.answers.get(outside).copied() else {
+            return false;
+        };
         if self.flows.get_mut(&inside, now).is_some() {
             return true;
         }
@@ -151,7 +177,10 @@ impl Nat {
     /// The inside flow that an answer from outside belongs to.
     pub fn answer(&mut self, outside: &Outside, flags: u8, now: Now) -> Option<Inside> {
         let inside = *self.answers.get(outside)?;
-        self.flows.get_mut(&inside, now)?.progress.advance(outside.protocol, flags, false, now);
+        self.flows
+            .get_mut(&inside, now)?
+            .progress
+            .advance(outside.protocol, flags, false, now);
         Some(inside)
     }
 
@@ -168,8 +197,14 @@ impl Nat {
 
     /// Forgets what has expired.
     pub fn sweep(&mut self, now: Now) {
-        let Self { flows, answers, per_source } = self;
-        flows.sweep(now, |flow, mapping| forget(answers, per_source, flow, mapping.outside));
+        let Self {
+            flows,
+            answers,
+            per_source,
+        } = self;
+        flows.sweep(now, |flow, mapping| {
+            forget(answers, per_source, flow, mapping.outside)
+        });
     }
 }
 

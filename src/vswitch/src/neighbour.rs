@@ -75,18 +75,32 @@ impl Neighbours {
     pub fn resolve(&mut self, key: Key, asker: Asker, frame: &mut Frame, now: Now) -> Verdict {
         if !self.entries.contains_key(&key) {
             if self.entries.len() >= MAX_NEIGHBOURS {
-                self.entries.retain(|_, entry| entry.mac.is_none() && entry.tries <= TRIES || entry.fresh_until > now);
+                self.entries.retain(|_, entry| {
+                    entry.mac.is_none() && entry.tries <= TRIES || entry.fresh_until > now
+                });
                 self.pending = self.entries.values().filter(|entry| entry.waits()).count();
                 if self.entries.len() >= MAX_NEIGHBOURS {
                     return Verdict::Unreachable;
                 }
             }
             let queue = VecDeque::from([std::mem::take(frame)]);
-            self.entries.insert(key, Entry { mac: None, fresh_until: now, asker, asked: now, tries: 1, queue });
+            self.entries.insert(
+                key,
+                Entry {
+                    mac: None,
+                    fresh_until: now,
+                    asker,
+                    asked: now,
+                    tries: 1,
+                    queue,
+                },
+            );
             self.pending += 1;
             return Verdict::Wait(true);
         }
-        let Some(entry) = self.entries.get_mut(&key) else { return Verdict::Unreachable };
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return Verdict::Unreachable;
+        };
         match entry.mac {
             Some(mac) if now < entry.fresh_until => {
                 let again = entry.fresh_until - now < FRESH / 2 && now >= entry.asked + RETRY;
@@ -121,7 +135,9 @@ impl Neighbours {
 
     /// An ARP packet told an address. Only neighbours that were asked for are remembered. The frames that waited go.
     pub fn learn(&mut self, key: Key, mac: MacAddr, now: Now) -> VecDeque<Frame> {
-        let Some(entry) = self.entries.get_mut(&key) else { return VecDeque::new() };
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return VecDeque::new();
+        };
         if entry.waits() {
             self.pending -= 1;
         }
@@ -136,7 +152,11 @@ impl Neighbours {
         if self.pending == 0 {
             return None;
         }
-        self.entries.values().filter(|entry| entry.waits()).map(|entry| entry.asked + RETRY).min()
+        self.entries
+            .values()
+            .filter(|entry| entry.waits())
+            .map(|entry| entry.asked + RETRY)
+            .min()
     }
 
     /// Whom to ask again, and the frames that nobody answered for.

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{
-    ArpPacketSlice, Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice, Ipv6ExtensionsSlice, Ipv6HeaderSlice, TcpHeaderSlice,
-    UdpHeaderSlice,
+    ArpPacketSlice, Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice, Ipv6ExtensionsSlice, Ipv6HeaderSlice,
+    TcpHeaderSlice, UdpHeaderSlice,
 };
 use model::net::MacAddr;
 
@@ -204,7 +204,12 @@ impl Packet {
             ethertype::IPV6 => Net::Ip(parse_v6(bytes)?),
             _ => Net::Other,
         };
-        Ok(Packet { dst: MacAddr(ethernet.destination()), src: MacAddr(ethernet.source()), ethertype, net })
+        Ok(Packet {
+            dst: MacAddr(ethernet.destination()),
+            src: MacAddr(ethernet.source()),
+            ethertype,
+            net,
+        })
     }
 }
 
@@ -216,7 +221,12 @@ fn parse_arp(bytes: &[u8]) -> Result<Arp, Drop> {
     let mac = <[u8; 6]>::try_from(arp.sender_hw_addr()).map_err(|_| Drop::Malformed)?;
     let sender = <[u8; 4]>::try_from(arp.sender_protocol_addr()).map_err(|_| Drop::Malformed)?;
     let target = <[u8; 4]>::try_from(arp.target_protocol_addr()).map_err(|_| Drop::Malformed)?;
-    Ok(Arp { operation: arp.operation().0, sender_mac: MacAddr(mac), sender: sender.into(), target: target.into() })
+    Ok(Arp {
+        operation: arp.operation().0,
+        sender_mac: MacAddr(mac),
+        sender: sender.into(),
+        target: target.into(),
+    })
 }
 
 fn parse_v4(bytes: &[u8]) -> Result<Ip, Drop> {
@@ -253,8 +263,9 @@ fn parse_v6(bytes: &[u8]) -> Result<Ip, Drop> {
     if end > bytes.len() {
         return Err(Drop::Malformed);
     }
-    let (extensions, next, rest) = Ipv6ExtensionsSlice::from_slice(header.next_header(), &bytes[ETHERNET + 40..end])
-        .map_err(|_| Drop::Malformed)?;
+    let (extensions, next, rest) =
+        Ipv6ExtensionsSlice::from_slice(header.next_header(), &bytes[ETHERNET + 40..end])
+            .map_err(|_| Drop::Malformed)?;
     let l4 = end - rest.len();
     let mut fragment = Fragment::No;
     let mut ident = 0;
@@ -306,15 +317,30 @@ fn parse_transport(
     Ok(match protocol {
         protocol::TCP => {
             let tcp = TcpHeaderSlice::from_slice(body).map_err(|_| Drop::Malformed)?;
-            Transport::Ports { src: tcp.source_port(), dst: tcp.destination_port(), flags: body[13] }
+            Transport::Ports {
+                src: tcp.source_port(),
+                dst: tcp.destination_port(),
+                flags: body[13],
+            }
         }
         protocol::UDP => {
             let udp = UdpHeaderSlice::from_slice(body).map_err(|_| Drop::Malformed)?;
-            Transport::Ports { src: udp.source_port(), dst: udp.destination_port(), flags: 0 }
+            Transport::Ports {
+                src: udp.source_port(),
+                dst: udp.destination_port(),
+                flags: 0,
+            }
         }
         protocol::SCTP | protocol::DCCP | protocol::UDPLITE => {
-            let ports = be16(body, 0).zip(be16(body, 2)).filter(|_| body.len() >= 8).ok_or(Drop::Malformed)?;
-            Transport::Ports { src: ports.0, dst: ports.1, flags: 0 }
+            let ports = be16(body, 0)
+                .zip(be16(body, 2))
+                .filter(|_| body.len() >= 8)
+                .ok_or(Drop::Malformed)?;
+            Transport::Ports {
+                src: ports.0,
+                dst: ports.1,
+                flags: 0,
+            }
         }
         protocol::ICMP if !v6 => parse_icmp(bytes, l4, end, false)?,
         protocol::ICMPV6 if v6 => parse_icmp(bytes, l4, end, true)?,
@@ -333,9 +359,11 @@ fn parse_icmp(bytes: &[u8], l4: usize, end: usize, v6: bool) -> Result<Transport
         (false, 8) | (true, 128) => Transport::Echo { request: true, id },
         (false, 0) | (true, 129) => Transport::Echo { request: false, id },
         // Unreachable, source quench, time exceeded, parameter problem (RFC 792); RFC 4443's errors are below 5.
-        (false, 3 | 4 | 11 | 12) | (true, 1..=4) => {
-            Transport::Error { kind, code, inner: parse_inner(bytes, l4 + 8, end, v6).ok_or(Drop::Malformed)? }
-        }
+        (false, 3 | 4 | 11 | 12) | (true, 1..=4) => Transport::Error {
+            kind,
+            code,
+            inner: parse_inner(bytes, l4 + 8, end, v6).ok_or(Drop::Malformed)?,
+        },
         _ => Transport::Icmp { kind, code },
     })
 }
@@ -345,12 +373,24 @@ fn parse_inner(bytes: &[u8], l3: usize, end: usize, v6: bool) -> Option<Inner> {
     let (src, dst, protocol, l4, later): (IpAddr, IpAddr, u8, usize, bool) = if v6 {
         let header = Ipv6HeaderSlice::from_slice(body).ok()?;
         let later = header.next_header().is_ipv6_ext_header_value();
-        (header.source_addr().into(), header.destination_addr().into(), header.next_header().0, l3 + 40, later)
+        (
+            header.source_addr().into(),
+            header.destination_addr().into(),
+            header.next_header().0,
+            l3 + 40,
+            later,
+        )
     } else {
         let header = Ipv4HeaderSlice::from_slice(body).ok()?;
         let later = header.fragments_offset().value() != 0;
         let l4 = l3 + header.slice().len();
-        (header.source_addr().into(), header.destination_addr().into(), header.protocol().0, l4, later)
+        (
+            header.source_addr().into(),
+            header.destination_addr().into(),
+            header.protocol().0,
+            l4,
+            later,
+        )
     };
     let rest = bytes.get(l4..end)?;
     let flow = match protocol {
@@ -370,7 +410,14 @@ fn parse_inner(bytes: &[u8], l3: usize, end: usize, v6: bool) -> Option<Inner> {
         },
         _ => InnerFlow::None,
     };
-    Some(Inner { src, dst, protocol, l3, l4, flow })
+    Some(Inner {
+        src,
+        dst,
+        protocol,
+        l3,
+        l4,
+        flow,
+    })
 }
 
 /// The link-local address that IPv6 derives from an Ethernet address (RFC 4291 appendix A).

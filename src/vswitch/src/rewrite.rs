@@ -16,7 +16,9 @@ pub enum End {
 }
 
 fn patch(bytes: &mut [u8], sum_at: usize, field: Field, at: usize, new: &[u8]) {
-    let Some(before) = bytes.get(at..at + new.len()) else { return };
+    let Some(before) = bytes.get(at..at + new.len()) else {
+        return;
+    };
     if let Some(&[high, low]) = bytes.get(sum_at..sum_at + 2) {
         let sum = checksum::updated(u16::from_be_bytes([high, low]), field, before, new);
         bytes[sum_at..sum_at + 2].copy_from_slice(&sum.to_be_bytes());
@@ -53,7 +55,13 @@ fn mend_udp(frame: &mut Frame, ip: &Ip, at: usize, field: Field) {
 /// Changes an IPv4 address.
 pub fn address(frame: &mut Frame, ip: &mut Ip, end: End, new: Ipv4Addr) {
     let at = ETHERNET + if end == End::Source { 12 } else { 16 };
-    let Some(before) = frame.bytes.get(at..at + 4).and_then(|b| <[u8; 4]>::try_from(b).ok()) else { return };
+    let Some(before) = frame
+        .bytes
+        .get(at..at + 4)
+        .and_then(|b| <[u8; 4]>::try_from(b).ok())
+    else {
+        return;
+    };
     if let Some((sum_at, field)) = transport_sum(frame, ip)
         && let Some(&[high, low]) = frame.bytes.get(sum_at..sum_at + 2)
     {
@@ -97,7 +105,13 @@ pub fn port(frame: &mut Frame, ip: &mut Ip, end: End, new: u16) {
         Transport::Echo { id, .. } => {
             *id = new;
             if !later {
-                patch(&mut frame.bytes, ip.l4 + 2, Field::Whole, ip.l4 + 4, &new.to_be_bytes());
+                patch(
+                    &mut frame.bytes,
+                    ip.l4 + 2,
+                    Field::Whole,
+                    ip.l4 + 4,
+                    &new.to_be_bytes(),
+                );
             }
         }
         _ => {}
@@ -106,14 +120,36 @@ pub fn port(frame: &mut Frame, ip: &mut Ip, end: End, new: u16) {
 
 /// Counts the time to live down.
 pub fn hop(frame: &mut Frame, ip: &mut Ip) {
-    let Some(&[_, protocol]) = frame.bytes.get(ETHERNET + 8..ETHERNET + 10) else { return };
+    let Some(&[_, protocol]) = frame.bytes.get(ETHERNET + 8..ETHERNET + 10) else {
+        return;
+    };
     ip.ttl = ip.ttl.saturating_sub(1);
-    patch(&mut frame.bytes, ETHERNET + 10, Field::Whole, ETHERNET + 8, &[ip.ttl, protocol]);
+    patch(
+        &mut frame.bytes,
+        ETHERNET + 10,
+        Field::Whole,
+        ETHERNET + 8,
+        &[ip.ttl, protocol],
+    );
 }
 
 /// Changes an address (and port or echo identifier) of the packet inside an ICMP error, and the error's checksum.
 pub fn inner(frame: &mut Frame, ip: &mut Ip, end: End, new: Ipv4Addr, new_port: Option<u16>) {
-    let Transport::Error { inner: Inner { src, dst, protocol, l3, l4, flow }, .. } = &mut ip.transport else { return };
+    let Transport::Error {
+        inner:
+            Inner {
+                src,
+                dst,
+                protocol,
+                l3,
+                l4,
+                flow,
+            },
+        ..
+    } = &mut ip.transport
+    else {
+        return;
+    };
     let (address_at, port_at) = match end {
         End::Source => (*l3 + 12, *l4),
         End::Destination => (*l3 + 16, *l4 + 2),
@@ -129,10 +165,21 @@ pub fn inner(frame: &mut Frame, ip: &mut Ip, end: End, new: Ipv4Addr, new_port: 
         && let Some(&[high, low]) = frame.bytes.get(at..at + 2)
         && !(*protocol == protocol::UDP && high == 0 && low == 0)
     {
-        let sum = checksum::updated(u16::from_be_bytes([high, low]), Field::Whole, &before, &new.octets());
+        let sum = checksum::updated(
+            u16::from_be_bytes([high, low]),
+            Field::Whole,
+            &before,
+            &new.octets(),
+        );
         frame.bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
     }
-    patch(&mut frame.bytes, *l3 + 10, Field::Whole, address_at, &new.octets());
+    patch(
+        &mut frame.bytes,
+        *l3 + 10,
+        Field::Whole,
+        address_at,
+        &new.octets(),
+    );
     match end {
         End::Source => *src = IpAddr::V4(new),
         End::Destination => *dst = IpAddr::V4(new),
@@ -151,7 +198,13 @@ pub fn inner(frame: &mut Frame, ip: &mut Ip, end: End, new: Ipv4Addr, new_port: 
             }
             InnerFlow::Echo(_, id) => {
                 *id = value;
-                patch(&mut frame.bytes, *l4 + 2, Field::Whole, *l4 + 4, &value.to_be_bytes());
+                patch(
+                    &mut frame.bytes,
+                    *l4 + 2,
+                    Field::Whole,
+                    *l4 + 4,
+                    &value.to_be_bytes(),
+                );
             }
             InnerFlow::None => {}
         }

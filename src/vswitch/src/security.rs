@@ -62,16 +62,22 @@ impl Rule {
             return false;
         }
         // Clients write "icmp" for IPv6 as well and mean ICMPv6.
-        let wanted = self.protocol.map(|p| if self.v6 && p == protocol::ICMP { protocol::ICMPV6 } else { p });
+        let wanted = self.protocol.map(|p| {
+            if self.v6 && p == protocol::ICMP {
+                protocol::ICMPV6
+            } else {
+                p
+            }
+        });
         if wanted.is_some_and(|wanted| wanted != subject.protocol) {
             return false;
         }
         let ports = match self.ports {
             PortMatch::Any => true,
             PortMatch::Range(low, high) => subject.ports.is_some_and(|port| (low..=high).contains(&port)),
-            PortMatch::Icmp(kind, code) => {
-                subject.icmp.is_some_and(|(k, c)| k == kind && code.is_none_or(|code| code == c))
-            }
+            PortMatch::Icmp(kind, code) => subject
+                .icmp
+                .is_some_and(|(k, c)| k == kind && code.is_none_or(|code| code == c)),
         };
         ports
             && match &self.remote {
@@ -108,7 +114,9 @@ pub struct Zone {
 
 impl Default for Zone {
     fn default() -> Self {
-        Self { flows: Flows::new(MAX_CONNECTIONS) }
+        Self {
+            flows: Flows::new(MAX_CONNECTIONS),
+        }
     }
 }
 
@@ -120,9 +128,13 @@ fn always(ip: &Ip, direction: Direction) -> bool {
             Direction::Ingress => matches!(kind, 130 | 134 | 135 | 136),
         },
         // DHCPv6 client (RFC 8415 §7.2).
-        Transport::Ports { src: 546, dst: 547, .. } => ip.protocol == protocol::UDP && ip.src.is_ipv6() && direction == Direction::Egress,
+        Transport::Ports {
+            src: 546, dst: 547, ..
+        } => ip.protocol == protocol::UDP && ip.src.is_ipv6() && direction == Direction::Egress,
         // A DHCPv4 client, where the switch does not serve itself.
-        Transport::Ports { src: 68, dst: 67, .. } => ip.protocol == protocol::UDP && ip.src.is_ipv4() && direction == Direction::Egress,
+        Transport::Ports { src: 68, dst: 67, .. } => {
+            ip.protocol == protocol::UDP && ip.src.is_ipv4() && direction == Direction::Egress
+        }
         _ => false,
     }
 }
@@ -146,15 +158,23 @@ impl Zone {
         let flags = match ip.transport {
             Transport::Ports { flags, .. } => flags,
             Transport::Error { ref inner, .. } => {
-                let related = self.flows.get_mut(&Key::of_inner(inner, direction), now).is_some();
-                return if related || self.matching(rules, ip, &key, direction).is_some() { Ok(()) } else { Err(refused) };
+                let related = self
+                    .flows
+                    .get_mut(&Key::of_inner(inner, direction), now)
+                    .is_some();
+                return if related || self.matching(rules, ip, &key, direction).is_some() {
+                    Ok(())
+                } else {
+                    Err(refused)
+                };
             }
             _ => 0,
         };
         let tcp = ip.protocol == protocol::TCP;
         // No stack sends these; they only probe firewalls.
-        if tcp && (flags & (flag::SYN | flag::FIN | flag::RST | flag::ACK) == 0
-            || flags & flag::SYN != 0 && flags & (flag::FIN | flag::RST) != 0)
+        if tcp
+            && (flags & (flag::SYN | flag::FIN | flag::RST | flag::ACK) == 0
+                || flags & flag::SYN != 0 && flags & (flag::FIN | flag::RST) != 0)
         {
             return Err(Drop::Malformed);
         }
@@ -177,8 +197,14 @@ impl Zone {
         };
         if tracked {
             let progress = Progress::new(ip.protocol, flags, now);
-            let connection = Connection { origin: direction, rule, progress };
-            self.flows.insert(key, connection, now).map_err(|_| Drop::Conntrack)?;
+            let connection = Connection {
+                origin: direction,
+                rule,
+                progress,
+            };
+            self.flows
+                .insert(key, connection, now)
+                .map_err(|_| Drop::Conntrack)?;
         }
         Ok(())
     }
@@ -194,7 +220,15 @@ impl Zone {
             Transport::Icmp { kind, code } | Transport::Error { kind, code, .. } => Some((kind, code)),
             _ => None,
         };
-        rules.allowing(direction, &Subject { protocol: ip.protocol, remote: key.remote, ports, icmp })
+        rules.allowing(
+            direction,
+            &Subject {
+                protocol: ip.protocol,
+                remote: key.remote,
+                ports,
+                icmp,
+            },
+        )
     }
 
     /// New rules: connections that no rule would let begin any more end, all others go on.

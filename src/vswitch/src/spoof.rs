@@ -30,7 +30,9 @@ pub fn check(port: &PortLayout, frame: &Frame, packet: &Packet) -> Result<(), Dr
 }
 
 fn check_v4(port: &PortLayout, packet: &Packet, ip: &Ip) -> Result<(), Drop> {
-    let IpAddr::V4(src) = ip.src else { return Err(Drop::SpoofedIp) };
+    let IpAddr::V4(src) = ip.src else {
+        return Err(Drop::SpoofedIp);
+    };
     let udp = match ip.transport {
         Transport::Ports { src, dst, .. } if ip.protocol == protocol::UDP => Some((src, dst)),
         _ => None,
@@ -54,9 +56,12 @@ fn check_v4(port: &PortLayout, packet: &Packet, ip: &Ip) -> Result<(), Drop> {
 
 fn check_v6(port: &PortLayout, frame: &Frame, packet: &Packet, ip: &Ip) -> Result<(), Drop> {
     let owns = |address: Ipv6Addr| {
-        port.owns(packet.src, IpAddr::V6(address)) || port.owns_mac(packet.src) && address == link_local(packet.src)
+        port.owns(packet.src, IpAddr::V6(address))
+            || port.owns_mac(packet.src) && address == link_local(packet.src)
     };
-    let IpAddr::V6(src) = ip.src else { return Err(Drop::SpoofedIp) };
+    let IpAddr::V6(src) = ip.src else {
+        return Err(Drop::SpoofedIp);
+    };
     match ip.transport {
         Transport::Icmp { kind, .. } if ip.protocol == protocol::ICMPV6 => match kind {
             134 | 137 => return Err(Drop::RouterAdvertisement), // Redirects are a router's as well.
@@ -69,7 +74,9 @@ fn check_v6(port: &PortLayout, frame: &Frame, packet: &Packet, ip: &Ip) -> Resul
             131 | 132 | 143 if src.is_unspecified() => return Ok(()), // RFC 3810 §5.2.13
             _ => {}
         },
-        Transport::Ports { src: 547, dst: 546, .. } if ip.protocol == protocol::UDP => return Err(Drop::DhcpServer),
+        Transport::Ports {
+            src: 547, dst: 546, ..
+        } if ip.protocol == protocol::UDP => return Err(Drop::DhcpServer),
         _ => {}
     }
     if owns(src) { Ok(()) } else { Err(Drop::SpoofedIp) }
@@ -90,8 +97,13 @@ fn check_nd(
     }
     let mut at = 8;
     if kind != 133 {
-        let target: [u8; 16] = body.get(8..24).and_then(|b| b.try_into().ok()).ok_or(Drop::Malformed)?;
-        let IpAddr::V6(src) = ip.src else { return Err(Drop::Malformed) };
+        let target: [u8; 16] = body
+            .get(8..24)
+            .and_then(|b| b.try_into().ok())
+            .ok_or(Drop::Malformed)?;
+        let IpAddr::V6(src) = ip.src else {
+            return Err(Drop::Malformed);
+        };
         let own_target = kind == 136 || src.is_unspecified();
         if own_target && !owns(target.into()) {
             return Err(Drop::SpoofedNd);

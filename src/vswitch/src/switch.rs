@@ -78,7 +78,10 @@ pub(crate) struct RouterState {
 impl Default for RouterState {
     fn default() -> Self {
         // RFC 1812 §4.3.2.8 asks for a limit.
-        Self { nat: Nat::default(), icmp: Bucket::new(200, 400) }
+        Self {
+            nat: Nat::default(),
+            icmp: Bucket::new(200, 400),
+        }
     }
 }
 
@@ -93,7 +96,13 @@ pub(crate) struct Work<'a> {
 impl Switch {
     /// A switch without tables. The seed makes its TCP's first sequence numbers unpredictable.
     pub fn new(seed: u64) -> Self {
-        Self { layout: Layout::default(), state: State { seed, ..State::default() } }
+        Self {
+            layout: Layout::default(),
+            state: State {
+                seed,
+                ..State::default()
+            },
+        }
     }
 
     /// Obeys new tables. Older ones than those in force are ignored: `false`.
@@ -105,20 +114,27 @@ impl Switch {
         }
         let before = std::mem::take(&mut self.layout);
         let layout = Layout::compile(tables, &before);
-        let mut ports: Map<Uuid, PortState> = self.state.ports.drain(..).map(|port| (port.id, port)).collect();
+        let mut ports: Map<Uuid, PortState> =
+            self.state.ports.drain(..).map(|port| (port.id, port)).collect();
         for (slot, new) in layout.ports.iter().enumerate() {
             let Some(new) = new else {
                 self.state.ports.push(PortState::new(Uuid::nil()));
                 continue;
             };
             let mut state = ports.remove(&new.id).unwrap_or_else(|| PortState::new(new.id));
-            if let Some(Some(old)) = before.ports.get(slot).filter(|old| old.as_ref().is_some_and(|o| o.id == new.id)) {
+            if let Some(Some(old)) = before
+                .ports
+                .get(slot)
+                .filter(|old| old.as_ref().is_some_and(|o| o.id == new.id))
+            {
                 settle(&mut state, old, new);
             }
             state.zone.sweep(now);
             self.state.ports.push(state);
         }
-        self.state.uplinks.resize_with(layout.uplinks.len(), Fragments::default);
+        self.state
+            .uplinks
+            .resize_with(layout.uplinks.len(), Fragments::default);
         let mut routers: Map<Uuid, RouterState> = std::mem::take(&mut self.state.routers);
         for router in &layout.routers {
             let old = before.routers.iter().find(|old| old.id == router.id);
@@ -126,14 +142,21 @@ impl Switch {
             let kept = routers.remove(&router.id).filter(|_| same).unwrap_or_default();
             self.state.routers.insert(router.id, kept);
         }
-        self.state.neighbours.retain(|key| layout.networks.iter().any(|network| network.id == key.network));
+        self.state
+            .neighbours
+            .retain(|key| layout.networks.iter().any(|network| network.id == key.network));
         self.layout = layout;
         true
     }
 
     /// A frame came in.
     pub fn input(&mut self, from: Place, frame: Frame, now: Now, out: &mut Effects) {
-        let mut work = Work { layout: &self.layout, state: &mut self.state, out, now };
+        let mut work = Work {
+            layout: &self.layout,
+            state: &mut self.state,
+            out,
+            now,
+        };
         let done = match from {
             Place::Port(slot) => work.from_port(slot, frame),
             Place::Uplink(slot) => work.from_uplink(slot, frame),
@@ -146,10 +169,17 @@ impl Switch {
     /// When `tick` has work, if ever.
     pub fn next_tick(&self) -> Option<Now> {
         let ports = self.state.ports.iter().flat_map(|port| {
-            [port.zone.next_sweep(), port.metadata.as_ref().and_then(|endpoint| endpoint.next_tick())]
+            [
+                port.zone.next_sweep(),
+                port.metadata.as_ref().and_then(|endpoint| endpoint.next_tick()),
+            ]
         });
         let routers = self.state.routers.values().map(|router| router.nat.next_sweep());
-        ports.chain(routers).flatten().chain(self.state.neighbours.next_tick()).min()
+        ports
+            .chain(routers)
+            .flatten()
+            .chain(self.state.neighbours.next_tick())
+            .min()
     }
 
     /// Time has passed: repeats what got no answer and forgets what has expired.
@@ -160,7 +190,12 @@ impl Switch {
         for router in self.state.routers.values_mut() {
             router.nat.sweep(now);
         }
-        let mut work = Work { layout: &self.layout, state: &mut self.state, out, now };
+        let mut work = Work {
+            layout: &self.layout,
+            state: &mut self.state,
+            out,
+            now,
+        };
         work.tick_metadata();
         work.tick_neighbours();
     }
@@ -172,7 +207,10 @@ impl Switch {
 
     /// The slot of an uplink.
     pub fn uplink(&self, name: &str) -> Option<Place> {
-        self.layout.uplink_slots.get(name).map(|slot| Place::Uplink(*slot))
+        self.layout
+            .uplink_slots
+            .get(name)
+            .map(|slot| Place::Uplink(*slot))
     }
 
     /// The receiver of a frame had no room for it.
@@ -193,8 +231,13 @@ impl Switch {
 
     /// Counters and state, without what only I/O knows.
     pub fn status(&self) -> SwitchStatus {
-        let counters: BTreeMap<Uuid, PortCounters> =
-            self.state.ports.iter().filter(|port| !port.id.is_nil()).map(|port| (port.id, port.counters)).collect();
+        let counters: BTreeMap<Uuid, PortCounters> = self
+            .state
+            .ports
+            .iter()
+            .filter(|port| !port.id.is_nil())
+            .map(|port| (port.id, port.counters))
+            .collect();
         let tracked: usize = self.state.ports.iter().map(|port| port.zone.len()).sum();
         SwitchStatus {
             generation: self.layout.generation,

@@ -183,7 +183,10 @@ impl PortLayout {
     /// May the port send from this IP address with this Ethernet address?
     pub fn owns(&self, mac: MacAddr, ip: IpAddr) -> bool {
         mac == self.mac && self.ips.contains(&ip)
-            || self.pairs.iter().any(|pair| pair.0 == mac && pair.1.contains(&ip))
+            || self
+                .pairs
+                .iter()
+                .any(|pair| pair.0 == mac && pair.1.contains(&ip))
     }
 }
 
@@ -198,8 +201,10 @@ fn service_mac(network: Uuid) -> MacAddr {
 /// Gives every key its old slot, or the lowest free one.
 fn assign<K: Ord + Clone>(old: &BTreeMap<K, Slot>, keys: impl Iterator<Item = K>) -> BTreeMap<K, Slot> {
     let keys: Vec<K> = keys.collect();
-    let mut slots: BTreeMap<K, Slot> =
-        keys.iter().filter_map(|key| Some((key.clone(), *old.get(key)?))).collect();
+    let mut slots: BTreeMap<K, Slot> = keys
+        .iter()
+        .filter_map(|key| Some((key.clone(), *old.get(key)?)))
+        .collect();
     // A slot that was in use a moment ago is not given away at once: frames of its old owner may be under way.
     let taken: HashSet<Slot> = old.values().copied().collect();
     let mut free = (0..).filter(|slot| !taken.contains(slot));
@@ -217,8 +222,16 @@ impl Layout {
     /// Compiles tables; slots follow the layout before.
     pub fn compile(tables: &Tables, before: &Layout) -> Layout {
         let port_slots = assign(&before.port_slots, tables.ports.keys().copied());
-        let uplink_slots = assign(&before.uplink_slots, tables.uplinks.iter().map(|uplink| uplink.name.clone()));
-        let index: BTreeMap<Uuid, usize> = tables.networks.keys().enumerate().map(|(at, id)| (*id, at)).collect();
+        let uplink_slots = assign(
+            &before.uplink_slots,
+            tables.uplinks.iter().map(|uplink| uplink.name.clone()),
+        );
+        let index: BTreeMap<Uuid, usize> = tables
+            .networks
+            .keys()
+            .enumerate()
+            .map(|(at, id)| (*id, at))
+            .collect();
         let mut layout = Layout {
             generation: tables.generation,
             networks: tables
@@ -249,13 +262,21 @@ impl Layout {
             let compiled = compile_router(*id, router, tables, &index);
             for (leg_at, leg) in compiled.legs.iter().enumerate() {
                 let network = &mut layout.networks[leg.network];
-                network.stations.insert(leg.mac, Station::Leg(LegRef { router: at, leg: leg_at }));
+                network.stations.insert(
+                    leg.mac,
+                    Station::Leg(LegRef {
+                        router: at,
+                        leg: leg_at,
+                    }),
+                );
                 for ip in &leg.ips {
                     network.hosts.insert(*ip, leg.mac);
                     network.servers.remove(ip);
                 }
                 if compiled.gateway == Some(leg_at) {
-                    network.hosts.extend(compiled.inbound.keys().map(|public| (*public, leg.mac)));
+                    network
+                        .hosts
+                        .extend(compiled.inbound.keys().map(|public| (*public, leg.mac)));
                 }
             }
             layout.routers.push(compiled);
@@ -266,11 +287,17 @@ impl Layout {
     fn add_ports(&mut self, tables: &Tables, index: &BTreeMap<Uuid, usize>) {
         let members = group_members(tables);
         for (id, port) in &tables.ports {
-            let (Some(&network), Some(&slot)) = (index.get(&port.network), self.port_slots.get(id)) else { continue };
+            let (Some(&network), Some(&slot)) = (index.get(&port.network), self.port_slots.get(id)) else {
+                continue;
+            };
             let compiled = compile_port(*id, port, network, tables, &members);
             let net = &mut self.networks[network];
             for mac in std::iter::once(port.mac).chain(compiled.pairs.iter().map(|pair| pair.0)) {
-                match net.stations.entry(mac).or_insert_with(|| Station::Ports(Vec::new())) {
+                match net
+                    .stations
+                    .entry(mac)
+                    .or_insert_with(|| Station::Ports(Vec::new()))
+                {
                     Station::Ports(slots) if !slots.contains(&slot) => slots.push(slot),
                     _ => {}
                 }
@@ -299,7 +326,9 @@ impl Layout {
 
     fn add_services(&mut self, tables: &Tables, index: &BTreeMap<Uuid, usize>) {
         for (id, network) in &tables.networks {
-            let Some(net) = index.get(id).and_then(|at| self.networks.get_mut(*at)) else { continue };
+            let Some(net) = index.get(id).and_then(|at| self.networks.get_mut(*at)) else {
+                continue;
+            };
             net.stations.insert(net.service_mac, Station::Service);
             for subnet in network.subnets.values().filter(|subnet| subnet.dhcp) {
                 if let Some(server) = subnet.dhcp_server {
@@ -312,7 +341,8 @@ impl Layout {
 
     fn add_uplinks(&mut self, tables: &Tables, index: &BTreeMap<Uuid, usize>) {
         for uplink in &tables.uplinks {
-            let (Some(&network), Some(&slot)) = (index.get(&uplink.network), self.uplink_slots.get(&uplink.name))
+            let (Some(&network), Some(&slot)) =
+                (index.get(&uplink.network), self.uplink_slots.get(&uplink.name))
             else {
                 continue;
             };
@@ -329,7 +359,9 @@ fn empty<'a, T>(slots: impl Iterator<Item = &'a Slot>) -> Vec<Option<T>> {
 }
 
 fn group_members(tables: &Tables) -> BTreeMap<Uuid, Arc<HashSet<IpAddr>>> {
-    let members = |(id, group): (&Uuid, &model::net::SecurityGroup)| (*id, Arc::new(group.members.iter().copied().collect()));
+    let members = |(id, group): (&Uuid, &model::net::SecurityGroup)| {
+        (*id, Arc::new(group.members.iter().copied().collect()))
+    };
     tables.security_groups.iter().map(members).collect()
 }
 
@@ -341,19 +373,27 @@ fn compile_port(
     members: &BTreeMap<Uuid, Arc<HashSet<IpAddr>>>,
 ) -> PortLayout {
     let mut rules = RuleSet::default();
-    for rule in port.security_groups.iter().filter_map(|group| tables.security_groups.get(group)).flat_map(|g| &g.rules) {
+    for rule in port
+        .security_groups
+        .iter()
+        .filter_map(|group| tables.security_groups.get(group))
+        .flat_map(|g| &g.rules)
+    {
         let remote = match &rule.remote {
             Remote::Any => RuleRemote::Any,
             Remote::Prefix(prefix) => RuleRemote::Prefix(*prefix),
             Remote::Group(group) => RuleRemote::Members(members.get(group).cloned().unwrap_or_default()),
         };
-        rules.push(rule.direction, Rule {
-            id: rule.id,
-            v6: rule.ip_version == 6,
-            protocol: rule.protocol,
-            ports: rule.ports,
-            remote,
-        });
+        rules.push(
+            rule.direction,
+            Rule {
+                id: rule.id,
+                v6: rule.ip_version == 6,
+                protocol: rule.protocol,
+                ports: rule.ports,
+                remote,
+            },
+        );
     }
     let subnets = tables.networks.get(&port.network).map(|network| &network.subnets);
     PortLayout {
@@ -361,12 +401,20 @@ fn compile_port(
         network,
         mac: port.mac,
         ips: port.fixed_ips.iter().map(|fixed| fixed.ip).collect(),
-        pairs: port.allowed_address_pairs.iter().map(|pair| (pair.mac.unwrap_or(port.mac), pair.prefix)).collect(),
+        pairs: port
+            .allowed_address_pairs
+            .iter()
+            .map(|pair| (pair.mac.unwrap_or(port.mac), pair.prefix))
+            .collect(),
         secure: port.port_security,
         up: port.admin_up && port.attachment != Attachment::None,
         rules: Arc::new(rules),
-        lease: tables.networks.get(&port.network).and_then(|network| Lease::of(port, network)),
-        dhcp_network: subnets.is_some_and(|subnets| subnets.values().any(|s| s.dhcp && s.dhcp_server.is_some())),
+        lease: tables
+            .networks
+            .get(&port.network)
+            .and_then(|network| Lease::of(port, network)),
+        dhcp_network: subnets
+            .is_some_and(|subnets| subnets.values().any(|s| s.dhcp && s.dhcp_server.is_some())),
         metadata: port.metadata.clone().map(Arc::new),
     }
 }
@@ -387,38 +435,68 @@ fn compile_router(
         for address in fixed {
             if let IpAddr::V4(ip) = address.ip {
                 ips.push(ip);
-                let subnet = tables.networks.get(network).and_then(|n| n.subnets.get(&address.subnet));
+                let subnet = tables
+                    .networks
+                    .get(network)
+                    .and_then(|n| n.subnets.get(&address.subnet));
                 if let Some(IpNet::V4(prefix)) = subnet.map(|subnet| subnet.cidr) {
-                    routes.push(Hop { prefix: prefix.trunc(), leg, via: None });
+                    routes.push(Hop {
+                        prefix: prefix.trunc(),
+                        leg,
+                        via: None,
+                    });
                 }
             }
         }
-        legs.push(Leg { network: at, mac, ips });
+        legs.push(Leg {
+            network: at,
+            mac,
+            ips,
+        });
         Some(leg)
     };
     for interface in &router.interfaces {
-        add(&interface.network, interface.mac, &interface.fixed_ips, &mut routes);
+        add(
+            &interface.network,
+            interface.mac,
+            &interface.fixed_ips,
+            &mut routes,
+        );
     }
     if let Some(out) = &router.gateway {
         gateway = add(&out.network, out.mac, &out.fixed_ips, &mut routes);
     }
     // Static routes go out by the leg whose subnet has the next hop.
     let connected = |to: Ipv4Addr, routes: &[Hop]| {
-        routes.iter().find(|hop| hop.via.is_none() && hop.prefix.contains(&to)).map(|hop| hop.leg)
+        routes
+            .iter()
+            .find(|hop| hop.via.is_none() && hop.prefix.contains(&to))
+            .map(|hop| hop.leg)
     };
     let mut further = Vec::new();
     for route in &router.routes {
         if let (IpNet::V4(prefix), IpAddr::V4(via)) = (route.destination, route.nexthop)
             && let Some(leg) = connected(via, &routes)
         {
-            further.push(Hop { prefix: prefix.trunc(), leg, via: Some(via) });
+            further.push(Hop {
+                prefix: prefix.trunc(),
+                leg,
+                via: Some(via),
+            });
         }
     }
     if let (Some(leg), Some(out)) = (gateway, &router.gateway) {
         for fixed in &out.fixed_ips {
-            let subnet = tables.networks.get(&out.network).and_then(|n| n.subnets.get(&fixed.subnet));
+            let subnet = tables
+                .networks
+                .get(&out.network)
+                .and_then(|n| n.subnets.get(&fixed.subnet));
             if let Some(IpAddr::V4(via)) = subnet.and_then(|subnet| subnet.gateway) {
-                further.push(Hop { prefix: Ipv4Net::default(), leg, via: Some(via) });
+                further.push(Hop {
+                    prefix: Ipv4Net::default(),
+                    leg,
+                    via: Some(via),
+                });
             }
         }
     }
@@ -426,17 +504,24 @@ fn compile_router(
     // A stable sort: connected before static before default among prefixes of the same length.
     routes.sort_by_key(|hop| std::cmp::Reverse(hop.prefix.prefix_len()));
     let pairs = || {
-        router.floating_ips.iter().filter_map(|floating| match (floating.public, floating.fixed) {
-            (IpAddr::V4(public), IpAddr::V4(fixed)) if gateway.is_some() => Some((public, fixed)),
-            _ => None,
-        })
+        router
+            .floating_ips
+            .iter()
+            .filter_map(|floating| match (floating.public, floating.fixed) {
+                (IpAddr::V4(public), IpAddr::V4(fixed)) if gateway.is_some() => Some((public, fixed)),
+                _ => None,
+            })
     };
-    let snat = router.gateway.as_ref().filter(|out| out.snat && gateway.is_some()).and_then(|out| {
-        out.fixed_ips.iter().find_map(|fixed| match fixed.ip {
-            IpAddr::V4(ip) => Some(ip),
-            IpAddr::V6(_) => None,
-        })
-    });
+    let snat = router
+        .gateway
+        .as_ref()
+        .filter(|out| out.snat && gateway.is_some())
+        .and_then(|out| {
+            out.fixed_ips.iter().find_map(|fixed| match fixed.ip {
+                IpAddr::V4(ip) => Some(ip),
+                IpAddr::V6(_) => None,
+            })
+        });
     RouterLayout {
         id,
         up: router.admin_up,

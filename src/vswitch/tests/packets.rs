@@ -40,7 +40,9 @@ fn serve(guest: &Guest, port: u16) -> std::thread::JoinHandle<String> {
 fn call(guest: &Guest, to: &str, patience: Duration) -> bool {
     let to: SocketAddr = to.parse().unwrap();
     guest.run(move || {
-        let Ok(mut stream) = TcpStream::connect_timeout(&to, patience) else { return false };
+        let Ok(mut stream) = TcpStream::connect_timeout(&to, patience) else {
+            return false;
+        };
         stream.set_read_timeout(Some(patience)).unwrap();
         let mut hello = [0; 5];
         stream.write_all(b"hello").is_ok() && stream.read_exact(&mut hello).is_ok() && &hello == b"hello"
@@ -77,7 +79,9 @@ fn dhclient_gets_everything_and_curl_gets_metadata() {
     )
     .unwrap();
     common::world::sh(&format!("chmod 755 {script} {folder}"));
-    let run = format!("dhclient -1 -v -cf {folder}/dhclient.conf -sf {script} -lf {folder}/leases -pf {folder}/pid");
+    let run = format!(
+        "dhclient -1 -v -cf {folder}/dhclient.conf -sf {script} -lf {folder}/leases -pf {folder}/pid"
+    );
     guest.sh(&format!("{run} eth0"));
     let lease = std::fs::read_to_string(format!("{folder}/lease.env")).unwrap();
     for told in [
@@ -96,14 +100,37 @@ fn dhclient_gets_everything_and_curl_gets_metadata() {
         assert!(lease.contains(told), "{told} is missing in {lease}");
     }
     let curl = "curl -sS --max-time 5 -H 'X-Forwarded-For: 10.0.0.12' -H 'X-Instance-ID: 2'";
-    assert_eq!(guest.sh(&format!("{curl} http://169.254.169.254/latest/meta-data/instance-id")), "i-1");
-    assert_eq!(guest.sh(&format!("{curl} http://169.254.169.254/openstack/latest/")), "meta_data.json");
-    assert_eq!(guest.sh(&format!("{curl} http://169.254.169.254/latest/user-data | wc -c")).trim(), "60000");
+    assert_eq!(
+        guest.sh(&format!(
+            "{curl} http://169.254.169.254/latest/meta-data/instance-id"
+        )),
+        "i-1"
+    );
+    assert_eq!(
+        guest.sh(&format!("{curl} http://169.254.169.254/openstack/latest/")),
+        "meta_data.json"
+    );
+    assert_eq!(
+        guest
+            .sh(&format!("{curl} http://169.254.169.254/latest/user-data | wc -c"))
+            .trim(),
+        "60000"
+    );
     let status = "-o /dev/null -w '%{http_code}'";
-    assert_eq!(guest.sh(&format!("{curl} {status} http://169.254.169.254/no")), "404");
-    assert_eq!(guest.sh(&format!("{curl} {status} -X PUT http://169.254.169.254/latest/user-data")), "405");
+    assert_eq!(
+        guest.sh(&format!("{curl} {status} http://169.254.169.254/no")),
+        "404"
+    );
+    assert_eq!(
+        guest.sh(&format!(
+            "{curl} {status} -X PUT http://169.254.169.254/latest/user-data"
+        )),
+        "405"
+    );
     // Thirty connections in a row are more than there are sockets.
-    guest.sh(&format!("for i in $(seq 30); do {curl} http://169.254.169.254/latest/meta-data/ >/dev/null || exit 1; done"));
+    guest.sh(&format!(
+        "for i in $(seq 30); do {curl} http://169.254.169.254/latest/meta-data/ >/dev/null || exit 1; done"
+    ));
     guest.sh(&format!("{run} -r eth0"));
 }
 
@@ -147,7 +174,10 @@ fn guests_reach_each_other_and_the_world_as_their_rules_say() {
     let server = serve(&one, 8000);
     assert!(call(&host, "203.0.113.21:8000", SOON));
     assert_eq!(server.join().unwrap(), "203.0.113.1");
-    let other = one.spawn(|| TcpListener::bind("0.0.0.0:8001").unwrap()).join().unwrap();
+    let other = one
+        .spawn(|| TcpListener::bind("0.0.0.0:8001").unwrap())
+        .join()
+        .unwrap();
     assert!(!call(&host, "203.0.113.21:8001", NEVER));
     drop(other);
 
@@ -161,7 +191,10 @@ fn guests_reach_each_other_and_the_world_as_their_rules_say() {
     host.sh("ping -c 1 -W 5 203.0.113.10");
     let expired = two.try_sh("ping -c 1 -W 5 -t 1 203.0.113.1");
     let said = String::from_utf8_lossy(&expired.stdout).into_owned();
-    assert!(said.contains("From 10.0.0.1") && said.contains("Time to live exceeded"), "{said}");
+    assert!(
+        said.contains("From 10.0.0.1") && said.contains("Time to live exceeded"),
+        "{said}"
+    );
 
     // A refused port is heard of through NAT: the ICMP error finds its way back.
     let refused = two.run(|| {
@@ -184,12 +217,19 @@ fn two_tenants_with_the_same_addresses_do_not_meet() {
     let theirs = Guest::addressed(mac(3), "10.0.0.11/24", Some("10.0.0.1"));
     let fourth = Guest::addressed(mac(4), "10.0.0.14/24", Some("10.0.0.1"));
     let host = host();
-    plug_all(&mut world, &[(1, &ours), (2, &second), (3, &theirs), (4, &fourth)], &host);
+    plug_all(
+        &mut world,
+        &[(1, &ours), (2, &second), (3, &theirs), (4, &fourth)],
+        &host,
+    );
     // The same address, two machines.
     let servers = [serve(&ours, 8000), serve(&theirs, 8000)];
     assert!(call(&second, "10.0.0.11:8000", SOON));
     assert!(call(&fourth, "10.0.0.11:8000", SOON));
-    assert_eq!(servers.map(|server| server.join().unwrap()), ["10.0.0.12", "10.0.0.14"]);
+    assert_eq!(
+        servers.map(|server| server.join().unwrap()),
+        ["10.0.0.12", "10.0.0.14"]
+    );
     // The other tenant's address is nobody's here.
     assert!(!second.try_sh("ping -c 1 -W 1 10.0.0.14").status.success());
     // Each appears outside as itself, and they meet there by floating IPs alone.
@@ -212,11 +252,17 @@ fn a_spoofing_guest_is_not_heard() {
     other.sh("ip neigh replace 10.0.0.99 lladdr fa:16:3e:00:00:01 dev eth0 nud permanent");
     liar.sh("ip neigh replace 10.0.0.12 lladdr fa:16:3e:00:00:02 dev eth0 nud permanent");
     assert!(!liar.try_sh("ping -c 1 -W 1 10.0.0.12").status.success());
-    liar.sh("ip link set eth0 down && ip link set eth0 address fa:16:3e:00:00:77 && ip addr flush dev eth0 \
-             && ip link set eth0 up && ip addr add 10.0.0.11/24 dev eth0");
+    liar.sh(
+        "ip link set eth0 down && ip link set eth0 address fa:16:3e:00:00:77 && ip addr flush dev eth0 \
+             && ip link set eth0 up && ip addr add 10.0.0.11/24 dev eth0",
+    );
     assert!(!liar.try_sh("ping -c 1 -W 1 10.0.0.12").status.success());
     let status = world.status();
-    assert!(status.drops["spoofed_ip"] >= 1 && status.drops["spoofed_mac"] >= 1, "{:?}", status.drops);
+    assert!(
+        status.drops["spoofed_ip"] >= 1 && status.drops["spoofed_mac"] >= 1,
+        "{:?}",
+        status.drops
+    );
 }
 
 #[test]
@@ -229,7 +275,15 @@ fn tcp_streams_pass_with_offloads_and_through_nat() {
     for (server, address) in [(&one, "10.0.0.11"), (&host, "203.0.113.1")] {
         for direction in ["", "-R"] {
             let mut listening = std::process::Command::new("ip")
-                .args(["netns", "exec", &server.name, "iperf3", "-s", "-1", "--forceflush"])
+                .args([
+                    "netns",
+                    "exec",
+                    &server.name,
+                    "iperf3",
+                    "-s",
+                    "-1",
+                    "--forceflush",
+                ])
                 .stdout(std::process::Stdio::piped())
                 .spawn()
                 .unwrap();
@@ -252,7 +306,8 @@ fn a_new_daemon_finds_the_switch_and_connections_go_on() {
     let two = Guest::addressed(mac(2), "10.0.0.12/24", Some("10.0.0.1"));
     plug_all(&mut world, &[(1, &one), (2, &two)], &host());
     let listener = one.run(|| TcpListener::bind("0.0.0.0:8000").unwrap());
-    let mut caller = two.run(|| TcpStream::connect_timeout(&"10.0.0.11:8000".parse().unwrap(), SOON).unwrap());
+    let mut caller =
+        two.run(|| TcpStream::connect_timeout(&"10.0.0.11:8000".parse().unwrap(), SOON).unwrap());
     let (mut accepted, _) = listener.accept().unwrap();
     let mut passes = move || {
         accepted.set_read_timeout(Some(NEVER)).unwrap();
@@ -263,7 +318,10 @@ fn a_new_daemon_finds_the_switch_and_connections_go_on() {
     assert!(passes());
     world.reconnect();
     let status = world.status();
-    assert_eq!((status.generation, status.uplinks.as_slice()), (1, ["ext".to_owned()].as_slice()));
+    assert_eq!(
+        (status.generation, status.uplinks.as_slice()),
+        (1, ["ext".to_owned()].as_slice())
+    );
     assert!(status.connections >= 2);
     // An unrelated change leaves the connection alone.
     let mut next = tables.clone();
@@ -275,7 +333,9 @@ fn a_new_daemon_finds_the_switch_and_connections_go_on() {
     // The removal of the rule that let it begin ends it.
     next.generation = 3;
     for group in next.security_groups.values_mut() {
-        group.rules.retain(|rule| rule.direction == model::net::Direction::Egress);
+        group
+            .rules
+            .retain(|rule| rule.direction == model::net::Direction::Egress);
     }
     world.apply(&next);
     assert!(!passes());

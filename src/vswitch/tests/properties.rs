@@ -13,8 +13,20 @@ use vswitch::{Checksum, Effects, Frame, Offload, Place, Segments, Switch};
 
 /// Addresses that a frame may carry: the tenants' and their routers', inside and out, and strangers'.
 const IPS: &[&str] = &[
-    "10.0.0.1", "10.0.0.11", "10.0.0.12", "10.0.0.14", "10.0.0.99", "203.0.113.1", "203.0.113.10", "203.0.113.21",
-    "169.254.169.254", "255.255.255.255", "0.0.0.0", "224.0.0.1", "127.0.0.1", "8.8.8.8",
+    "10.0.0.1",
+    "10.0.0.11",
+    "10.0.0.12",
+    "10.0.0.14",
+    "10.0.0.99",
+    "203.0.113.1",
+    "203.0.113.10",
+    "203.0.113.21",
+    "169.254.169.254",
+    "255.255.255.255",
+    "0.0.0.0",
+    "224.0.0.1",
+    "127.0.0.1",
+    "8.8.8.8",
 ];
 
 fn any_mac() -> impl Strategy<Value = MacAddr> {
@@ -44,8 +56,15 @@ fn flags() -> impl Strategy<Value = &'static str> {
 /// Frames as stacks make them.
 fn well_formed() -> impl Strategy<Value = Vec<u8>> {
     let ips = (any_ip(), any_ip());
-    ((any_mac(), any_mac()), ips, (any_port(), any_port()), flags(), 0u8..7, 0usize..200).prop_map(
-        |(macs, ips, ports, flags, kind, length)| match kind {
+    (
+        (any_mac(), any_mac()),
+        ips,
+        (any_port(), any_port()),
+        flags(),
+        0u8..7,
+        0usize..200,
+    )
+        .prop_map(|(macs, ips, ports, flags, kind, length)| match kind {
             0 => udp(macs, ips, ports, &vec![1; length]),
             1 | 2 => tcp(macs, ips, ports, flags),
             3 => echo(macs, ips, true, ports.0, length),
@@ -55,13 +74,17 @@ fn well_formed() -> impl Strategy<Value = Vec<u8>> {
                 icmp_error(macs, ips, (3, 3), &quoted[14..])
             }
             _ => arp(1 + (length % 2) as u8, (macs.1, ips.0), ips.1, macs.0),
-        },
-    )
+        })
 }
 
 /// The same, sometimes with a few other bytes or cut off; and noise.
 fn any_frame() -> impl Strategy<Value = Vec<u8>> {
-    let spoiled = (well_formed(), proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), any::<prop::sample::Index>(), any::<bool>())
+    let spoiled = (
+        well_formed(),
+        proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        any::<prop::sample::Index>(),
+        any::<bool>(),
+    )
         .prop_map(|(mut frame, changes, cut, whole)| {
             for (at, byte) in changes {
                 let at = at.index(frame.len());
@@ -76,9 +99,21 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn any_offload() -> impl Strategy<Value = Offload> {
-    let checksum = proptest::option::weighted(0.3, (0u16..60, 0u16..20).prop_map(|(start, offset)| Checksum { start, offset }));
-    let likely = proptest::option::weighted(0.3, Just(Checksum { start: 34, offset: 16 }));
-    let segments = proptest::option::weighted(0.2, (any::<bool>(), 0u16..40).prop_map(|(v6, size)| Segments { v6, size }));
+    let checksum = proptest::option::weighted(
+        0.3,
+        (0u16..60, 0u16..20).prop_map(|(start, offset)| Checksum { start, offset }),
+    );
+    let likely = proptest::option::weighted(
+        0.3,
+        Just(Checksum {
+            start: 34,
+            offset: 16,
+        }),
+    );
+    let segments = proptest::option::weighted(
+        0.2,
+        (any::<bool>(), 0u16..40).prop_map(|(v6, size)| Segments { v6, size }),
+    );
     (prop_oneof![checksum, likely], segments).prop_map(|(checksum, segments)| Offload { checksum, segments })
 }
 
@@ -92,9 +127,15 @@ fn world() -> World {
     let tables = two_tenants();
     let mut switch = Switch::new(1);
     switch.apply(&tables, Duration::from_secs(1));
-    let ports = (1u8..5).map(|n| (switch.port(id(n.into())).unwrap(), n)).collect();
+    let ports = (1u8..5)
+        .map(|n| (switch.port(id(n.into())).unwrap(), n))
+        .collect();
     let uplink = switch.uplink("ext").unwrap();
-    World { switch, ports, uplink }
+    World {
+        switch,
+        ports,
+        uplink,
+    }
 }
 
 /// The tenant of a port: 1 and 2 are one's, 3 and 4 the other's.

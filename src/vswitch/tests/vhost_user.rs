@@ -132,5 +132,9 @@ fn a_guest_that_breaks_its_ring_or_its_socket_stops_nobody_else() {
     let got = receiver.receive(SOON).unwrap();
     assert!(!got.bytes.is_empty());
     drop(stuck);
-    assert!(world.status().drops["bad_offload"] >= 4, "{:?}", world.status().drops);
+    assert!(
+        world.status().drops["bad_offload"] >= 4,
+        "{:?}",
+        world.status().drops
+    );
 }

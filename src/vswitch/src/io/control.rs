@@ -5,8 +5,8 @@ use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
 use model::net::{SwitchRequest, SwitchStatus};
-use process::control::Next;
 use nix::sys::eventfd::EventFd;
+use process::control::Next;
 
 use super::Error;
 
@@ -28,10 +28,18 @@ pub(super) struct Command {
 pub(super) type Commands = Receiver<Command>;
 
 /// Answers the control socket until `Stop`.
-pub(super) fn serve(listener: &UnixListener, worker: &SyncSender<Command>, wake: &EventFd) -> Result<(), Error> {
+pub(super) fn serve(
+    listener: &UnixListener,
+    worker: &SyncSender<Command>,
+    wake: &EventFd,
+) -> Result<(), Error> {
     let mut gone = false;
     process::control::serve(listener, |request: SwitchRequest, descriptors| {
-        let next = if request == SwitchRequest::Stop { Next::End } else { Next::Continue };
+        let next = if request == SwitchRequest::Stop {
+            Next::End
+        } else {
+            Next::Continue
+        };
         let answer = match ask(request, descriptors, worker, wake) {
             Some(answer) => answer,
             None => {
@@ -51,15 +59,27 @@ fn ask(
     worker: &SyncSender<Command>,
     wake: &EventFd,
 ) -> Option<Answer> {
-    let wanted = usize::from(matches!(request, SwitchRequest::AddVhostUser { .. } | SwitchRequest::AddTap { .. }));
+    let wanted = usize::from(matches!(
+        request,
+        SwitchRequest::AddVhostUser { .. } | SwitchRequest::AddTap { .. }
+    ));
     if descriptors.len() != wanted {
-        return Some(Err(format!("this request takes {wanted} descriptors, and {} came", descriptors.len())));
+        return Some(Err(format!(
+            "this request takes {wanted} descriptors, and {} came",
+            descriptors.len()
+        )));
     }
     if request == SwitchRequest::Stop {
         return Some(Ok(None));
     }
     let (answer, answered) = std::sync::mpsc::channel();
-    worker.send(Command { request, descriptor: descriptors.pop(), answer }).ok()?;
+    worker
+        .send(Command {
+            request,
+            descriptor: descriptors.pop(),
+            answer,
+        })
+        .ok()?;
     wake.write(1).ok()?;
     answered.recv().ok()
 }

@@ -40,10 +40,15 @@ impl From<nix::Error> for Error {
 /// was told. The answer to `Status` is `Some(SwitchStatus)`, to all else `None`.
 pub fn run(control: OwnedFd) -> Result<(), Error> {
     let listener = UnixListener::from(control);
-    let wake = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+    let wake = Arc::new(EventFd::from_value_and_flags(
+        0,
+        EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
+    )?);
     let (commands, received) = std::sync::mpsc::sync_channel(1);
     let worker = worker::Worker::new(Arc::clone(&wake), received)?;
-    let thread = std::thread::Builder::new().name("packets".into()).spawn(move || worker.run())?;
+    let thread = std::thread::Builder::new()
+        .name("packets".into())
+        .spawn(move || worker.run())?;
     let served = control::serve(&listener, &commands, &wake);
     // The worker ends when nobody can command it any more.
     drop(commands);

@@ -56,11 +56,15 @@ impl Tap {
         unsafe { ioctl::set_header_size(fd.as_raw_fd(), &size) }
             .map_err(|error| format!("the TAP's header size: {error}"))?;
         // SAFETY: the argument is a number.
-        unsafe { ioctl::set_offload(fd.as_raw_fd(), OFFLOADS) }.map_err(|error| format!("the TAP's offloads: {error}"))?;
+        unsafe { ioctl::set_offload(fd.as_raw_fd(), OFFLOADS) }
+            .map_err(|error| format!("the TAP's offloads: {error}"))?;
         let current = fcntl(&fd, FcntlArg::F_GETFL).map_err(|error| error.to_string())?;
         let flags = OFlag::from_bits_truncate(current) | OFlag::O_NONBLOCK;
         fcntl(&fd, FcntlArg::F_SETFL(flags)).map_err(|error| error.to_string())?;
-        Ok(Self { fd, buffer: vec![0; VNET_HEADER + MAX_FRAME] })
+        Ok(Self {
+            fd,
+            buffer: vec![0; VNET_HEADER + MAX_FRAME],
+        })
     }
 
     /// The next frame from the kernel.
@@ -77,7 +81,10 @@ impl Tap {
             return Read::Nonsense;
         };
         match Offload::from_virtio(header) {
-            Some(offload) => Read::Frame(Frame { bytes: bytes.to_vec(), offload }),
+            Some(offload) => Read::Frame(Frame {
+                bytes: bytes.to_vec(),
+                offload,
+            }),
             None => Read::Nonsense,
         }
     }
@@ -85,20 +92,27 @@ impl Tap {
     /// Gives a frame to the kernel, which can finish all that was left over. `false`: it did not take it.
     pub fn write(&self, frame: Frame) -> bool {
         let mut taken = true;
-        frame.fit(Abilities { checksum: true, tcp4: true, tcp6: true }, |frame| {
-            let header = frame.offload.to_virtio(header_length(&frame));
-            let parts = [IoSlice::new(&header), IoSlice::new(&frame.bytes)];
-            loop {
-                match nix::sys::uio::writev(&self.fd, &parts) {
-                    Err(Errno::EINTR) => {}
-                    Ok(_) => break,
-                    Err(_) => {
-                        taken = false;
-                        break;
+        frame.fit(
+            Abilities {
+                checksum: true,
+                tcp4: true,
+                tcp6: true,
+            },
+            |frame| {
+                let header = frame.offload.to_virtio(header_length(&frame));
+                let parts = [IoSlice::new(&header), IoSlice::new(&frame.bytes)];
+                loop {
+                    match nix::sys::uio::writev(&self.fd, &parts) {
+                        Err(Errno::EINTR) => {}
+                        Ok(_) => break,
+                        Err(_) => {
+                            taken = false;
+                            break;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
         taken
     }
 }
@@ -108,7 +122,10 @@ pub(super) fn header_length(frame: &Frame) -> u16 {
     match (frame.offload.segments, frame.offload.checksum) {
         (Some(_), Some(checksum)) => {
             let tcp = usize::from(checksum.start);
-            let data_offset = frame.bytes.get(tcp + 12).map_or(20, |byte| u16::from(byte >> 4) * 4);
+            let data_offset = frame
+                .bytes
+                .get(tcp + 12)
+                .map_or(20, |byte| u16::from(byte >> 4) * 4);
             checksum.start + data_offset
         }
         _ => 0,

@@ -80,8 +80,16 @@ impl Vhost {
             return Err("the descriptor is not a listening socket".into());
         }
         let listener = UnixListener::from(fd);
-        listener.set_nonblocking(true).map_err(|error| format!("the vhost-user socket: {error}"))?;
-        Ok(Self { listener, connection: None, chain: Chain::new(), heads: Vec::new(), notify: [false; 2] })
+        listener
+            .set_nonblocking(true)
+            .map_err(|error| format!("the vhost-user socket: {error}"))?;
+        Ok(Self {
+            listener,
+            connection: None,
+            chain: Chain::new(),
+            heads: Vec::new(),
+            notify: [false; 2],
+        })
     }
 
     /// The listening socket.
@@ -106,7 +114,9 @@ impl Vhost {
 
     /// Accepts a connection, if one waits.
     pub fn accept(&mut self) -> Result<bool, Error> {
-        let Ok((stream, _)) = self.listener.accept() else { return Ok(false) };
+        let Ok((stream, _)) = self.listener.accept() else {
+            return Ok(false);
+        };
         self.connection = Some(Connection::new(stream, offer())?);
         Ok(true)
     }
@@ -118,10 +128,14 @@ impl Vhost {
 
     /// Does what the frontend asks, at most `limit` messages of it. The kick descriptor may be another one afterwards.
     pub fn converse(&mut self, limit: usize) -> Result<(), Error> {
-        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let Some(connection) = &mut self.connection else {
+            return Ok(());
+        };
         for _ in 0..limit {
             // Nothing of ours is in flight between batches, so rings stop without more ado.
-            let Next::Request { .. } = connection.look()? else { break };
+            let Next::Request { .. } = connection.look()? else {
+                break;
+            };
             if connection.handle()? == Event::Ring(RECEIVE) {
                 // Frames for a full ring are dropped, so nobody waits for new buffers.
                 let (memory, ring) = connection.memory_and_ring(RECEIVE);
@@ -133,12 +147,18 @@ impl Vhost {
 
     fn header(features: u64) -> usize {
         // A legacy driver without mergeable buffers knows no num_buffers (virtio 1.2 §5.1.6.1).
-        if features & (feature::VERSION_1 | net::MRG_RXBUF) != 0 { VNET_HEADER } else { VNET_HEADER - 2 }
+        if features & (feature::VERSION_1 | net::MRG_RXBUF) != 0 {
+            VNET_HEADER
+        } else {
+            VNET_HEADER - 2
+        }
     }
 
     /// The next frame that the guest sends.
     pub fn read(&mut self) -> Read {
-        let Some(connection) = &mut self.connection else { return Read::Empty };
+        let Some(connection) = &mut self.connection else {
+            return Read::Empty;
+        };
         let header = Self::header(connection.features());
         let (memory, ring) = connection.memory_and_ring(SEND);
         match ring.pop(memory, &mut self.chain) {
@@ -159,11 +179,23 @@ impl Vhost {
 
     /// Gives a frame to the guest. `false`: it has no room.
     pub fn write(&mut self, frame: Frame) -> bool {
-        let Self { connection: Some(connection), chain, heads, notify, .. } = self else { return false };
+        let Self {
+            connection: Some(connection),
+            chain,
+            heads,
+            notify,
+            ..
+        } = self
+        else {
+            return false;
+        };
         let features = connection.features();
         let has = |bit: u64| features & bit != 0;
-        let abilities =
-            Abilities { checksum: has(net::GUEST_CSUM), tcp4: has(net::GUEST_TSO4), tcp6: has(net::GUEST_TSO6) };
+        let abilities = Abilities {
+            checksum: has(net::GUEST_CSUM),
+            tcp4: has(net::GUEST_TSO4),
+            tcp6: has(net::GUEST_TSO6),
+        };
         let (header, mergeable) = (Self::header(features), has(net::MRG_RXBUF));
         let (memory, ring) = connection.memory_and_ring(RECEIVE);
         let mut taken = true;
@@ -182,7 +214,9 @@ impl Vhost {
 
     /// Interrupts the guest for what was read and written since the last time.
     pub fn flush(&mut self) {
-        let Some(connection) = &mut self.connection else { return };
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
         for index in [RECEIVE, SEND] {
             if std::mem::take(&mut self.notify[usize::from(index)]) {
                 let (memory, ring) = connection.memory_and_ring(index);
@@ -201,7 +235,9 @@ impl Vhost {
 
     /// Asks for kicks again. `true`: something came in between.
     pub fn sleep(&mut self) -> bool {
-        let Some(connection) = &mut self.connection else { return false };
+        let Some(connection) = &mut self.connection else {
+            return false;
+        };
         let (memory, ring) = connection.memory_and_ring(SEND);
         ring.enable_kicks(memory)
     }
@@ -216,7 +252,10 @@ fn copy_in(memory: &Memory, chain: &Chain, header: usize) -> Option<Frame> {
     chain.read(memory, 0, &mut head[..header]).ok()?;
     let mut bytes = vec![0; length - header];
     chain.read(memory, header as u32, &mut bytes).ok()?;
-    Some(Frame { bytes, offload: Offload::from_virtio(&head)? })
+    Some(Frame {
+        bytes,
+        offload: Offload::from_virtio(&head)?,
+    })
 }
 
 /// Puts a frame into as many buffers as it takes; all of them become visible to the guest at once.
@@ -267,7 +306,9 @@ fn copy_out(
 /// Returns several buffers with one step of the used ring's index, for the guest must find them all or none
 /// (virtio 1.2 §5.1.6.4).
 fn publish(memory: &Memory, ring: &mut Vring, heads: &[(u16, u32)]) -> Result<(), RingError> {
-    let Some(((last, written), before)) = heads.split_last() else { return Ok(()) };
+    let Some(((last, written), before)) = heads.split_last() else {
+        return Ok(());
+    };
     if !before.is_empty() {
         let size = ring.size().max(1);
         let queue = ring.queue();

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use model::net::{SwitchRequest, SwitchStatus, TapTarget};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use uuid::Uuid;
 use nix::sys::eventfd::EventFd;
+use uuid::Uuid;
 
 use super::Error;
 use super::control::{Answer, Command, Commands};
@@ -70,8 +70,16 @@ impl Source {
     }
 
     fn of(token: u64) -> Option<(Source, usize)> {
-        let all = [Source::Wake, Source::Tap, Source::Listener, Source::Socket, Source::Kick];
-        all.into_iter().find(|source| *source as u64 == token & 0xff).map(|source| (source, (token >> 8) as usize))
+        let all = [
+            Source::Wake,
+            Source::Tap,
+            Source::Listener,
+            Source::Socket,
+            Source::Kick,
+        ];
+        all.into_iter()
+            .find(|source| *source as u64 == token & 0xff)
+            .map(|source| (source, (token >> 8) as usize))
     }
 }
 
@@ -145,7 +153,9 @@ impl Worker {
         if self.devices.iter().flatten().any(|device| device.ready) {
             return EpollTimeout::ZERO;
         }
-        let Some(due) = self.switch.next_tick() else { return EpollTimeout::NONE };
+        let Some(due) = self.switch.next_tick() else {
+            return EpollTimeout::NONE;
+        };
         let wait = due.saturating_sub(self.now());
         // Rounded up, so that nothing spins towards the end; long waits are taken in parts.
         let millis = wait.as_micros().div_ceil(1000).min(60_000);
@@ -165,7 +175,9 @@ impl Worker {
                 }
             }
         }
-        let Some(Some(device)) = self.devices.get_mut(index) else { return true };
+        let Some(Some(device)) = self.devices.get_mut(index) else {
+            return true;
+        };
         let (ready, kind) = (&mut device.ready, &mut device.kind);
         match (source, kind) {
             (Source::Tap, Kind::Tap(_)) => *ready = true,
@@ -181,7 +193,14 @@ impl Worker {
     }
 
     fn accept(&mut self, index: usize) {
-        let Some(Some(Device { kind: Kind::Vhost(vhost), key, .. })) = self.devices.get_mut(index) else { return };
+        let Some(Some(Device {
+            kind: Kind::Vhost(vhost),
+            key,
+            ..
+        })) = self.devices.get_mut(index)
+        else {
+            return;
+        };
         match vhost.accept() {
             Ok(true) => {}
             Ok(false) => return,
@@ -201,7 +220,13 @@ impl Worker {
     }
 
     fn converse(&mut self, index: usize) {
-        let Some(Some(Device { kind: Kind::Vhost(vhost), key, ready, .. })) = self.devices.get_mut(index) else {
+        let Some(Some(Device {
+            kind: Kind::Vhost(vhost),
+            key,
+            ready,
+            ..
+        })) = self.devices.get_mut(index)
+        else {
             return;
         };
         // The frontend keeps copies of its descriptors: one that we closed would stay in epoll for ever.
@@ -214,7 +239,10 @@ impl Worker {
         }
         let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         if let Some(kick) = vhost.kick() {
-            if let Err(error) = self.epoll.add(kick, EpollEvent::new(edge, Source::Kick.token(index))) {
+            if let Err(error) = self
+                .epoll
+                .add(kick, EpollEvent::new(edge, Source::Kick.token(index)))
+            {
                 tracing::warn!(?key, %error, "a guest's kicks cannot be watched");
             }
             vhost.wake();
@@ -223,7 +251,13 @@ impl Worker {
     }
 
     fn hang_up(&mut self, index: usize) {
-        let Some(Some(Device { kind: Kind::Vhost(vhost), key, ready, .. })) = self.devices.get_mut(index) else {
+        let Some(Some(Device {
+            kind: Kind::Vhost(vhost),
+            key,
+            ready,
+            ..
+        })) = self.devices.get_mut(index)
+        else {
             return;
         };
         if let Some(kick) = vhost.kick() {
@@ -243,7 +277,9 @@ impl Worker {
     /// One batch of a device.
     fn work(&mut self, index: usize) {
         for count in 0..BATCH {
-            let Some(Some(device)) = self.devices.get_mut(index) else { return };
+            let Some(Some(device)) = self.devices.get_mut(index) else {
+                return;
+            };
             let frame = match &mut device.kind {
                 Kind::Tap(tap) => match tap.read() {
                     tap::Read::Frame(frame) => Some(frame),
@@ -300,7 +336,9 @@ impl Worker {
     fn send(&mut self, place: Place, frame: Frame) {
         let length = frame.bytes.len();
         let index = self.places.get(&place).copied();
-        let device = index.and_then(|index| self.devices.get_mut(index)).and_then(Option::as_mut);
+        let device = index
+            .and_then(|index| self.devices.get_mut(index))
+            .and_then(Option::as_mut);
         let sent = match device.map(|device| &mut device.kind) {
             Some(Kind::Tap(tap)) => tap.write(frame),
             Some(Kind::Vhost(vhost)) => {
@@ -318,7 +356,11 @@ impl Worker {
 
     fn flush(&mut self) {
         for index in self.touched.drain(..) {
-            if let Some(Some(Device { kind: Kind::Vhost(vhost), .. })) = self.devices.get_mut(index) {
+            if let Some(Some(Device {
+                kind: Kind::Vhost(vhost),
+                ..
+            })) = self.devices.get_mut(index)
+            {
                 vhost.flush();
             }
         }
@@ -335,7 +377,10 @@ impl Worker {
             SwitchRequest::Apply(tables) => {
                 let now = self.now();
                 if !self.switch.apply(&tables, now) {
-                    return Err(format!("generation {} is older than the one in force", tables.generation));
+                    return Err(format!(
+                        "generation {} is older than the one in force",
+                        tables.generation
+                    ));
                 }
                 self.place_devices();
                 Ok(None)
@@ -374,7 +419,13 @@ impl Worker {
         self.epoll
             .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source.token(index)))
             .map_err(|error| format!("the descriptor cannot be watched: {error}"))?;
-        self.devices[index] = Some(Device { key, place: None, kind, ready: false, empty_since: None });
+        self.devices[index] = Some(Device {
+            key,
+            place: None,
+            kind,
+            ready: false,
+            empty_since: None,
+        });
         self.place_devices();
         Ok(None)
     }
@@ -387,7 +438,9 @@ impl Worker {
     }
 
     fn remove(&mut self, index: usize) {
-        let Some(device) = self.devices.get_mut(index).and_then(Option::take) else { return };
+        let Some(device) = self.devices.get_mut(index).and_then(Option::take) else {
+            return;
+        };
         match device.kind {
             Kind::Tap(tap) => drop(self.epoll.delete(tap.as_fd())),
             Kind::Vhost(mut vhost) => {
@@ -446,5 +499,7 @@ impl Worker {
 /// An unpredictable number; the kernel's randomness by way of the standard library's hash keys.
 fn seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
+    std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish()
 }

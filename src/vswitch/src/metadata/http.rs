@@ -41,12 +41,20 @@ pub enum Parsed {
 pub fn parse(input: &[u8]) -> Parsed {
     let window = &input[..input.len().min(MAX_HEAD)];
     let Some(end) = window.windows(4).position(|four| four == b"\r\n\r\n") else {
-        return if input.len() >= MAX_HEAD { Parsed::Bad(431) } else { Parsed::Incomplete };
+        return if input.len() >= MAX_HEAD {
+            Parsed::Bad(431)
+        } else {
+            Parsed::Incomplete
+        };
     };
-    let Ok(head) = std::str::from_utf8(&input[..end]) else { return Parsed::Bad(400) };
+    let Ok(head) = std::str::from_utf8(&input[..end]) else {
+        return Parsed::Bad(400);
+    };
     let mut lines = head.split("\r\n");
     let mut words = lines.next().unwrap_or_default().split(' ');
-    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next()) else {
+    let (Some(method), Some(target), Some(version), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
         return Parsed::Bad(400);
     };
     if !matches!(version, "HTTP/1.0" | "HTTP/1.1") {
@@ -59,7 +67,9 @@ pub fn parse(input: &[u8]) -> Parsed {
     };
     let mut keep_alive = version == "HTTP/1.1" && method != Method::Other;
     for (count, line) in lines.enumerate() {
-        let Some((name, value)) = line.split_once(':').filter(|_| count < MAX_HEADERS) else { return Parsed::Bad(400) };
+        let Some((name, value)) = line.split_once(':').filter(|_| count < MAX_HEADERS) else {
+            return Parsed::Bad(400);
+        };
         let value = value.trim();
         if name.eq_ignore_ascii_case("connection") && value.eq_ignore_ascii_case("close")
             // A body is not read: the connection ends behind the answer.
@@ -69,12 +79,19 @@ pub fn parse(input: &[u8]) -> Parsed {
             keep_alive = false;
         }
     }
-    let path = target.strip_prefix("http://").map_or(target, |rest| rest.find('/').map_or("/", |at| &rest[at..]));
+    let path = target
+        .strip_prefix("http://")
+        .map_or(target, |rest| rest.find('/').map_or("/", |at| &rest[at..]));
     let path = path.split(['?', '#']).next().unwrap_or_default();
     if !path.starts_with('/') {
         return Parsed::Bad(400);
     }
-    Parsed::Request(Request { method, path: path.to_owned(), keep_alive, length: end + 4 })
+    Parsed::Request(Request {
+        method,
+        path: path.to_owned(),
+        keep_alive,
+        length: end + 4,
+    })
 }
 
 /// The whole response to a request.
@@ -83,17 +100,33 @@ pub fn respond(request: &Request, metadata: Option<&Metadata>) -> Vec<u8> {
     if request.method == Method::Other {
         return plain(405, request.keep_alive, head);
     }
-    let segments: Vec<&str> = request.path.split('/').filter(|segment| !segment.is_empty()).collect();
-    let path = segments.iter().fold(String::new(), |path, segment| path + "/" + segment);
+    let segments: Vec<&str> = request
+        .path
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .collect();
+    let path = segments
+        .iter()
+        .fold(String::new(), |path, segment| path + "/" + segment);
     match metadata {
         Some(metadata) => {
             let path = metadata.resolve(&path);
             if let Some(document) = metadata.documents.get(path.as_ref()) {
-                let kind: String = document.content_type.chars().filter(|c| !c.is_control()).collect();
+                let kind: String = document
+                    .content_type
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .collect();
                 return message(200, &kind, &document.body, request.keep_alive, head);
             }
             match listing(metadata, &path) {
-                Some(names) => message(200, "text/plain; charset=UTF-8", names.as_bytes(), request.keep_alive, head),
+                Some(names) => message(
+                    200,
+                    "text/plain; charset=UTF-8",
+                    names.as_bytes(),
+                    request.keep_alive,
+                    head,
+                ),
                 None => plain(404, request.keep_alive, head),
             }
         }
@@ -107,7 +140,12 @@ fn listing(metadata: &Metadata, folder: &str) -> Option<String> {
     let prefix = format!("{folder}/");
     let versions = folder.is_empty() || folder == "/openstack";
     let mut names: BTreeSet<String> = BTreeSet::new();
-    for path in metadata.documents.range(prefix.clone()..).map(|(path, _)| path).take_while(|p| p.starts_with(&prefix)) {
+    for path in metadata
+        .documents
+        .range(prefix.clone()..)
+        .map(|(path, _)| path)
+        .take_while(|p| p.starts_with(&prefix))
+    {
         let rest = &path[prefix.len()..];
         match rest.split_once('/') {
             Some((name, _)) if versions => names.insert(name.to_owned()),
@@ -115,13 +153,25 @@ fn listing(metadata: &Metadata, folder: &str) -> Option<String> {
             None => names.insert(rest.to_owned()),
         };
     }
-    for (alias, _) in metadata.aliases.iter().filter(|(alias, _)| alias.starts_with(&prefix)) {
+    for (alias, _) in metadata
+        .aliases
+        .iter()
+        .filter(|(alias, _)| alias.starts_with(&prefix))
+    {
         let name = &alias[prefix.len()..];
         if !name.contains('/') {
-            names.insert(if versions { name.to_owned() } else { format!("{name}/") });
+            names.insert(if versions {
+                name.to_owned()
+            } else {
+                format!("{name}/")
+            });
         }
     }
-    for alias in metadata.aliases.keys().filter_map(|alias| alias.strip_prefix(&prefix)) {
+    for alias in metadata
+        .aliases
+        .keys()
+        .filter_map(|alias| alias.strip_prefix(&prefix))
+    {
         match alias.contains('/') {
             true => {}
             false if versions => drop(names.insert(alias.to_owned())),
@@ -129,15 +179,28 @@ fn listing(metadata: &Metadata, folder: &str) -> Option<String> {
         }
     }
     // What is both a document and a folder is a folder in its parent's list.
-    let all: Vec<&str> =
-        names.iter().filter(|name| !names.contains(&format!("{name}/"))).map(String::as_str).collect();
-    if all.is_empty() { None } else { Some(all.join("\n")) }
+    let all: Vec<&str> = names
+        .iter()
+        .filter(|name| !names.contains(&format!("{name}/")))
+        .map(String::as_str)
+        .collect();
+    if all.is_empty() {
+        None
+    } else {
+        Some(all.join("\n"))
+    }
 }
 
 /// A response that only says its status.
 pub fn plain(status: u16, keep_alive: bool, head: bool) -> Vec<u8> {
     let text = format!("{status} {}\n", reason(status));
-    message(status, "text/plain; charset=UTF-8", text.as_bytes(), keep_alive, head)
+    message(
+        status,
+        "text/plain; charset=UTF-8",
+        text.as_bytes(),
+        keep_alive,
+        head,
+    )
 }
 
 fn message(status: u16, kind: &str, body: &[u8], keep_alive: bool, head: bool) -> Vec<u8> {
@@ -180,7 +243,10 @@ mod tests {
     use super::*;
 
     fn metadata() -> Metadata {
-        let document = |body: &str| Document { content_type: "text/plain".into(), body: body.into() };
+        let document = |body: &str| Document {
+            content_type: "text/plain".into(),
+            body: body.into(),
+        };
         let documents = [
             ("/openstack/latest/meta_data.json", "{}"),
             ("/openstack/latest/user_data", "#!"),
@@ -191,10 +257,16 @@ mod tests {
             ("/latest/user-data", "#!"),
         ];
         Metadata {
-            documents: documents.iter().map(|(path, body)| ((*path).to_owned(), document(body))).collect(),
-            aliases: [("/2009-04-04", "/latest"), ("/openstack/2012-08-10", "/openstack/latest")]
-                .map(|(alias, folder)| (alias.to_owned(), folder.to_owned()))
-                .into(),
+            documents: documents
+                .iter()
+                .map(|(path, body)| ((*path).to_owned(), document(body)))
+                .collect(),
+            aliases: [
+                ("/2009-04-04", "/latest"),
+                ("/openstack/2012-08-10", "/openstack/latest"),
+            ]
+            .map(|(alias, folder)| (alias.to_owned(), folder.to_owned()))
+            .into(),
         }
     }
 

@@ -48,7 +48,9 @@ pub(crate) struct Endpoint {
 
 impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Endpoint").field("peers", &self.peers).finish_non_exhaustive()
+        f.debug_struct("Endpoint")
+            .field("peers", &self.peers)
+            .finish_non_exhaustive()
     }
 }
 
@@ -91,7 +93,9 @@ impl Device for Queue {
     type TxToken<'a> = Outgoing<'a>;
 
     fn receive(&mut self, _: Instant) -> Option<(Incoming, Outgoing<'_>)> {
-        self.incoming.take().map(|packet| (Incoming(packet), Outgoing(&mut self.outgoing)))
+        self.incoming
+            .take()
+            .map(|packet| (Incoming(packet), Outgoing(&mut self.outgoing)))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Outgoing<'_>> {
@@ -111,8 +115,10 @@ fn instant(now: Now) -> Instant {
 }
 
 fn listening() -> tcp::Socket<'static> {
-    let mut socket =
-        tcp::Socket::new(tcp::SocketBuffer::new(vec![0; RECEIVE]), tcp::SocketBuffer::new(vec![0; SEND]));
+    let mut socket = tcp::Socket::new(
+        tcp::SocketBuffer::new(vec![0; RECEIVE]),
+        tcp::SocketBuffer::new(vec![0; SEND]),
+    );
     socket.set_timeout(Some(smoltcp::time::Duration::from_secs(10)));
     socket.set_nagle_enabled(false);
     socket
@@ -120,7 +126,11 @@ fn listening() -> tcp::Socket<'static> {
 
 impl Endpoint {
     fn new(mtu: u16, seed: u64, now: Now) -> Self {
-        let mut device = Queue { incoming: None, outgoing: Vec::new(), mtu: usize::from(mtu).max(576) };
+        let mut device = Queue {
+            incoming: None,
+            outgoing: Vec::new(),
+            mtu: usize::from(mtu).max(576),
+        };
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut device, instant(now));
@@ -141,7 +151,15 @@ impl Endpoint {
             })
             .collect();
         let requests = Bucket::new(200, 400);
-        Self { interface, sockets, connections, device, peers: VecDeque::new(), requests, due: None }
+        Self {
+            interface,
+            sockets,
+            connections,
+            device,
+            peers: VecDeque::new(),
+            requests,
+            due: None,
+        }
     }
 
     fn remember(&mut self, ip: Ipv4Addr, guest: MacAddr, ours: MacAddr) {
@@ -164,14 +182,22 @@ impl Endpoint {
             connection.advance(&mut self.sockets, metadata, &mut self.requests, now);
         }
         self.interface.poll(time, &mut self.device, &mut self.sockets);
-        let patience = self.connections.iter().filter_map(|connection| connection.since).map(|since| since + PATIENCE).min();
+        let patience = self
+            .connections
+            .iter()
+            .filter_map(|connection| connection.since)
+            .map(|since| since + PATIENCE)
+            .min();
         let protocol = self
             .interface
             .poll_at(time, &self.sockets)
             .map(|at| Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0)).max(now));
         self.due = patience.into_iter().chain(protocol).min();
         let outgoing = std::mem::take(&mut self.device.outgoing);
-        outgoing.into_iter().filter_map(|packet| self.frame(&packet)).collect()
+        outgoing
+            .into_iter()
+            .filter_map(|packet| self.frame(&packet))
+            .collect()
     }
 
     /// Every socket that is free listens. One in TIME-WAIT counts as free: its peer has said all that it will say.
@@ -182,7 +208,10 @@ impl Endpoint {
                 self.sockets.remove(connection.handle);
                 connection.reset(self.sockets.add(listening()));
                 // A new socket may listen, and the port is not zero.
-                let _ = self.sockets.get_mut::<tcp::Socket>(connection.handle).listen((METADATA, 80));
+                let _ = self
+                    .sockets
+                    .get_mut::<tcp::Socket>(connection.handle)
+                    .listen((METADATA, 80));
             }
         }
     }
@@ -207,19 +236,38 @@ impl Endpoint {
     fn quiet(&self) -> bool {
         self.connections.iter().all(|connection| {
             let state = self.sockets.get::<tcp::Socket>(connection.handle).state();
-            matches!(state, tcp::State::Closed | tcp::State::Listen | tcp::State::TimeWait)
+            matches!(
+                state,
+                tcp::State::Closed | tcp::State::Listen | tcp::State::TimeWait
+            )
         })
     }
 }
 
 impl Connection {
     fn reset(&mut self, handle: SocketHandle) {
-        *self = Connection { handle, request: Vec::new(), response: Vec::new(), sent: 0, close: false, since: None };
+        *self = Connection {
+            handle,
+            request: Vec::new(),
+            response: Vec::new(),
+            sent: 0,
+            close: false,
+            since: None,
+        };
     }
 
-    fn advance(&mut self, sockets: &mut SocketSet<'static>, metadata: Option<&Metadata>, requests: &mut Bucket, now: Now) {
+    fn advance(
+        &mut self,
+        sockets: &mut SocketSet<'static>,
+        metadata: Option<&Metadata>,
+        requests: &mut Bucket,
+        now: Now,
+    ) {
         let socket = sockets.get_mut::<tcp::Socket>(self.handle);
-        if matches!(socket.state(), tcp::State::Closed | tcp::State::Listen | tcp::State::TimeWait) {
+        if matches!(
+            socket.state(),
+            tcp::State::Closed | tcp::State::Listen | tcp::State::TimeWait
+        ) {
             self.since = None;
             return;
         }
@@ -230,7 +278,9 @@ impl Connection {
         }
         loop {
             if self.sent < self.response.len() {
-                let Ok(sent) = socket.send_slice(&self.response[self.sent..]) else { break };
+                let Ok(sent) = socket.send_slice(&self.response[self.sent..]) else {
+                    break;
+                };
                 self.sent += sent;
                 if self.sent < self.response.len() {
                     if sent > 0 {
@@ -300,7 +350,9 @@ impl Work<'_> {
         if !state.metadata_packets.take(now) {
             return Err(Drop::RateLimit);
         }
-        let IpAddr::V4(src) = ip.src else { return Err(Drop::Service) };
+        let IpAddr::V4(src) = ip.src else {
+            return Err(Drop::Service);
+        };
         if ip.protocol != protocol::TCP || ip.fragment != Fragment::No {
             return Err(Drop::Service);
         }
@@ -326,9 +378,10 @@ impl Work<'_> {
     pub fn tick_metadata(&mut self) {
         let (layout, now) = (self.layout, self.now);
         for slot in 0..self.state.ports.len() {
-            let (Some(port), Some(endpoint)) =
-                (layout.ports.get(slot).and_then(Option::as_ref), &mut self.state.ports[slot].metadata)
-            else {
+            let (Some(port), Some(endpoint)) = (
+                layout.ports.get(slot).and_then(Option::as_ref),
+                &mut self.state.ports[slot].metadata,
+            ) else {
                 continue;
             };
             if endpoint.due.is_some_and(|due| due > now) {

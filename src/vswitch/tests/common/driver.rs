@@ -12,7 +12,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    MemoryRegionAddress,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Feature bits (virtio 1.2 §5.1.3, §6).
@@ -43,7 +46,11 @@ impl Memory {
         let fd = memfd_create("guest", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC).unwrap();
         let file = File::from(fd);
         file.set_len(MEMORY as u64).unwrap();
-        fcntl(file.as_fd(), FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW)).unwrap();
+        fcntl(
+            file.as_fd(),
+            FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW),
+        )
+        .unwrap();
         let range = (GuestAddress(0), MEMORY, Some(FileOffset::new(file, 0)));
         Self(GuestMemoryMmap::from_ranges_with_files([range]).unwrap())
     }
@@ -92,16 +99,29 @@ impl<'a> Driver<'a> {
         let wanted = features | feature::VERSION_1 | feature::PROTOCOL;
         assert_eq!(offered & wanted, wanted, "offered {offered:x}");
         let protocol = frontend.get_protocol_features().unwrap();
-        frontend.set_protocol_features(protocol & VhostUserProtocolFeatures::REPLY_ACK).unwrap();
+        frontend
+            .set_protocol_features(protocol & VhostUserProtocolFeatures::REPLY_ACK)
+            .unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         frontend.set_features(wanted).unwrap();
         let region = memory.0.iter().next().unwrap();
         let base = region.get_host_address(MemoryRegionAddress(0)).unwrap() as u64;
-        frontend.set_mem_table(&[VhostUserMemoryRegionInfo::from_guest_region(region).unwrap()]).unwrap();
-        let mut driver = Self { memory, frontend, kicks: Vec::new(), calls: Vec::new(), seen: [0; 2] };
+        frontend
+            .set_mem_table(&[VhostUserMemoryRegionInfo::from_guest_region(region).unwrap()])
+            .unwrap();
+        let mut driver = Self {
+            memory,
+            frontend,
+            kicks: Vec::new(),
+            calls: Vec::new(),
+            seen: [0; 2],
+        };
         for index in 0..2u64 {
             let i = index as usize;
-            let (kick, call) = (EventFd::new(libc::EFD_NONBLOCK).unwrap(), EventFd::new(libc::EFD_NONBLOCK).unwrap());
+            let (kick, call) = (
+                EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+                EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+            );
             let used = memory.word(ring(index) + USED + 2);
             driver.seen[i] = used;
             let frontend = &mut driver.frontend;
@@ -133,7 +153,8 @@ impl<'a> Driver<'a> {
         self.memory.set_word(at + 12, flags);
         let available = ring(index) + AVAILABLE;
         let next = self.memory.word(available + 2);
-        self.memory.set_word(available + 4 + u64::from(next % SIZE) * 2, descriptor);
+        self.memory
+            .set_word(available + 4 + u64::from(next % SIZE) * 2, descriptor);
         self.memory.set_word(available + 2, next.wrapping_add(1));
     }
 
@@ -142,19 +163,32 @@ impl<'a> Driver<'a> {
         let next = self.memory.word(ring(0) + AVAILABLE + 2);
         for n in 0..count {
             let descriptor = next.wrapping_add(n) % SIZE;
-            self.offer(0, descriptor, 0x10_0000 + u64::from(descriptor) * BUFFER as u64, BUFFER as u32, 2);
+            self.offer(
+                0,
+                descriptor,
+                0x10_0000 + u64::from(descriptor) * BUFFER as u64,
+                BUFFER as u32,
+                2,
+            );
         }
         self.kicks[0].write(1).unwrap();
     }
 
     /// Sends a frame and waits until the switch has it.
     pub fn send(&mut self, header: [u8; HEADER], bytes: &[u8]) {
-        self.memory.0.write_slice(&[&header, bytes].concat(), GuestAddress(0x20_0000)).unwrap();
+        self.memory
+            .0
+            .write_slice(&[&header, bytes].concat(), GuestAddress(0x20_0000))
+            .unwrap();
         self.offer(1, 0, 0x20_0000, (HEADER + bytes.len()) as u32, 0);
         // The driver wants to hear of it (used_event).
-        self.memory.set_word(ring(1) + AVAILABLE + 4 + u64::from(SIZE) * 2, self.seen[1]);
+        self.memory
+            .set_word(ring(1) + AVAILABLE + 4 + u64::from(SIZE) * 2, self.seen[1]);
         self.kicks[1].write(1).unwrap();
-        assert!(self.wait(1, Duration::from_secs(5)), "the switch does not take a frame");
+        assert!(
+            self.wait(1, Duration::from_secs(5)),
+            "the switch does not take a frame"
+        );
         self.seen[1] = self.seen[1].wrapping_add(1);
     }
 
@@ -168,7 +202,9 @@ impl<'a> Driver<'a> {
             let left = deadline.saturating_duration_since(std::time::Instant::now());
             let timeout = PollTimeout::try_from(left.as_millis() as i32).unwrap();
             // SAFETY: the descriptor stays open while it is borrowed.
-            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&self.calls[i])) };
+            let fd = unsafe {
+                std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&self.calls[i]))
+            };
             if poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout).unwrap() == 0 {
                 return false;
             }
@@ -179,19 +215,30 @@ impl<'a> Driver<'a> {
     /// The next frame, if one comes in time.
     pub fn receive(&mut self, patience: Duration) -> Option<Received> {
         // The driver wants to hear of the next one (used_event).
-        self.memory.set_word(ring(0) + AVAILABLE + 4 + u64::from(SIZE) * 2, self.seen[0]);
+        self.memory
+            .set_word(ring(0) + AVAILABLE + 4 + u64::from(SIZE) * 2, self.seen[0]);
         if !self.wait(0, patience) {
             return None;
         }
         let mut all = Vec::new();
         let mut buffers = 1;
         while buffers > 0 {
-            assert_ne!(self.memory.word(ring(0) + USED + 2), self.seen[0], "a frame came in part");
+            assert_ne!(
+                self.memory.word(ring(0) + USED + 2),
+                self.seen[0],
+                "a frame came in part"
+            );
             let element = ring(0) + USED + 4 + u64::from(self.seen[0] % SIZE) * 8;
             let head: u32 = self.memory.0.read_obj(GuestAddress(element)).unwrap();
             let length: u32 = self.memory.0.read_obj(GuestAddress(element + 4)).unwrap();
             let mut bytes = vec![0; length as usize];
-            self.memory.0.read_slice(&mut bytes, GuestAddress(0x10_0000 + u64::from(head) * BUFFER as u64)).unwrap();
+            self.memory
+                .0
+                .read_slice(
+                    &mut bytes,
+                    GuestAddress(0x10_0000 + u64::from(head) * BUFFER as u64),
+                )
+                .unwrap();
             if all.is_empty() {
                 buffers = u16::from_le_bytes([bytes[10], bytes[11]]);
             }
@@ -200,6 +247,10 @@ impl<'a> Driver<'a> {
             self.seen[0] = self.seen[0].wrapping_add(1);
         }
         let bytes = all.split_off(HEADER);
-        Some(Received { flags: (all[0], all[1]), buffers: u16::from_le_bytes([all[10], all[11]]), bytes })
+        Some(Received {
+            flags: (all[0], all[1]),
+            buffers: u16::from_le_bytes([all[10], all[11]]),
+            bytes,
+        })
     }
 }

@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use model::net::{
-    Attachment, Direction, Document, FixedIp, FloatingIp, MacAddr, Metadata, Network, Port, PortMatch, Remote, Router,
-    RouterGateway, RouterInterface, Rule, SecurityGroup, Subnet, Tables, Uplink,
+    Attachment, Direction, Document, FixedIp, FloatingIp, MacAddr, Metadata, Network, Port, PortMatch,
+    Remote, Router, RouterGateway, RouterInterface, Rule, SecurityGroup, Subnet, Tables, Uplink,
 };
 use uuid::Uuid;
 
@@ -40,8 +40,21 @@ fn net(text: &str) -> IpNet {
 }
 
 /// A rule for IPv4.
-pub fn rule(number: u128, direction: Direction, protocol: Option<u8>, ports: PortMatch, remote: Remote) -> Rule {
-    Rule { id: id(number), direction, ip_version: 4, protocol, ports, remote }
+pub fn rule(
+    number: u128,
+    direction: Direction,
+    protocol: Option<u8>,
+    ports: PortMatch,
+    remote: Remote,
+) -> Rule {
+    Rule {
+        id: id(number),
+        direction,
+        ip_version: 4,
+        protocol,
+        ports,
+        remote,
+    }
 }
 
 /// A subnet with DHCP at `.1`; its id is the network's plus 1.
@@ -66,7 +79,11 @@ fn subnet(cidr: &str, dhcp: bool) -> Subnet {
 
 /// A network with one subnet.
 pub fn network(number: u128, cidr: &str, dhcp: bool) -> Network {
-    Network { vni: number as u32, mtu: 1500, subnets: BTreeMap::from([(id(number + 1), subnet(cidr, dhcp))]) }
+    Network {
+        vni: number as u32,
+        mtu: 1500,
+        subnets: BTreeMap::from([(id(number + 1), subnet(cidr, dhcp))]),
+    }
 }
 
 /// A port on a network that `network` made.
@@ -74,7 +91,10 @@ pub fn port(network: u128, number: u8, address: &str) -> Port {
     Port {
         network: id(network),
         mac: mac(number),
-        fixed_ips: vec![FixedIp { subnet: id(network + 1), ip: ip(address) }],
+        fixed_ips: vec![FixedIp {
+            subnet: id(network + 1),
+            ip: ip(address),
+        }],
         allowed_address_pairs: Vec::new(),
         port_security: true,
         security_groups: Vec::new(),
@@ -83,13 +103,22 @@ pub fn port(network: u128, number: u8, address: &str) -> Port {
         attachment: Attachment::Tap,
         metadata: Some(Metadata {
             documents: [
-                ("/openstack/latest/meta_data.json", format!("{{\"uuid\":\"{number}\"}}")),
+                (
+                    "/openstack/latest/meta_data.json",
+                    format!("{{\"uuid\":\"{number}\"}}"),
+                ),
                 ("/latest/meta-data/instance-id", format!("i-{number}")),
                 ("/latest/user-data", "x".repeat(60_000)),
             ]
             .into_iter()
             .map(|(path, body)| {
-                (path.to_owned(), Document { content_type: "text/plain".into(), body: body.into_bytes() })
+                (
+                    path.to_owned(),
+                    Document {
+                        content_type: "text/plain".into(),
+                        body: body.into_bytes(),
+                    },
+                )
             })
             .collect(),
             ..Metadata::default()
@@ -117,12 +146,31 @@ pub const OTHER_ROUTER: u128 = 0x51;
 /// ```
 /// Every port may send anything; receive all from its own group, ICMP echo, and TCP 8000 from anywhere.
 pub fn two_tenants() -> Tables {
-    let mut tables = Tables { generation: 1, ..Tables::default() };
+    let mut tables = Tables {
+        generation: 1,
+        ..Tables::default()
+    };
     for (tenant, group, router, snat, ports, public) in [
-        (TENANT, GROUP, ROUTER, "203.0.113.10", [(1, "10.0.0.11"), (2, "10.0.0.12")], ("203.0.113.21", 1)),
-        (OTHER, OTHER_GROUP, OTHER_ROUTER, "203.0.113.11", [(3, "10.0.0.11"), (4, "10.0.0.14")], ("203.0.113.23", 3)),
+        (
+            TENANT,
+            GROUP,
+            ROUTER,
+            "203.0.113.10",
+            [(1, "10.0.0.11"), (2, "10.0.0.12")],
+            ("203.0.113.21", 1),
+        ),
+        (
+            OTHER,
+            OTHER_GROUP,
+            OTHER_ROUTER,
+            "203.0.113.11",
+            [(3, "10.0.0.11"), (4, "10.0.0.14")],
+            ("203.0.113.23", 3),
+        ),
     ] {
-        tables.networks.insert(id(tenant), network(tenant, "10.0.0.0/24", true));
+        tables
+            .networks
+            .insert(id(tenant), network(tenant, "10.0.0.0/24", true));
         let mut members = Vec::new();
         for (number, address) in ports {
             let mut port = port(tenant, number, address);
@@ -133,33 +181,72 @@ pub fn two_tenants() -> Tables {
         let n = group * 16;
         let rules = vec![
             rule(n, Direction::Egress, None, PortMatch::Any, Remote::Any),
-            rule(n + 1, Direction::Ingress, None, PortMatch::Any, Remote::Group(id(group))),
-            rule(n + 2, Direction::Ingress, Some(1), PortMatch::Icmp(8, None), Remote::Any),
-            rule(n + 3, Direction::Ingress, Some(6), PortMatch::Range(8000, 8000), Remote::Prefix(net("0.0.0.0/0"))),
+            rule(
+                n + 1,
+                Direction::Ingress,
+                None,
+                PortMatch::Any,
+                Remote::Group(id(group)),
+            ),
+            rule(
+                n + 2,
+                Direction::Ingress,
+                Some(1),
+                PortMatch::Icmp(8, None),
+                Remote::Any,
+            ),
+            rule(
+                n + 3,
+                Direction::Ingress,
+                Some(6),
+                PortMatch::Range(8000, 8000),
+                Remote::Prefix(net("0.0.0.0/0")),
+            ),
         ];
-        tables.security_groups.insert(id(group), SecurityGroup { rules, members });
+        tables
+            .security_groups
+            .insert(id(group), SecurityGroup { rules, members });
         let number = router as u8;
         let fixed = tables.ports[&id(public.1)].fixed_ips[0].ip;
-        tables.routers.insert(id(router), Router {
-            admin_up: true,
-            interfaces: vec![RouterInterface {
-                port: id(router + 0x100),
-                network: id(tenant),
-                mac: mac(number),
-                fixed_ips: vec![FixedIp { subnet: id(tenant + 1), ip: ip("10.0.0.1") }],
-            }],
-            gateway: Some(RouterGateway {
-                port: id(router + 0x200),
-                network: id(OUTSIDE),
-                mac: mac(number + 0x80),
-                fixed_ips: vec![FixedIp { subnet: id(OUTSIDE + 1), ip: ip(snat) }],
-                snat: true,
-            }),
-            routes: Vec::new(),
-            floating_ips: vec![FloatingIp { id: id(router + 0x300), public: ip(public.0), fixed, port: id(public.1) }],
-        });
+        tables.routers.insert(
+            id(router),
+            Router {
+                admin_up: true,
+                interfaces: vec![RouterInterface {
+                    port: id(router + 0x100),
+                    network: id(tenant),
+                    mac: mac(number),
+                    fixed_ips: vec![FixedIp {
+                        subnet: id(tenant + 1),
+                        ip: ip("10.0.0.1"),
+                    }],
+                }],
+                gateway: Some(RouterGateway {
+                    port: id(router + 0x200),
+                    network: id(OUTSIDE),
+                    mac: mac(number + 0x80),
+                    fixed_ips: vec![FixedIp {
+                        subnet: id(OUTSIDE + 1),
+                        ip: ip(snat),
+                    }],
+                    snat: true,
+                }),
+                routes: Vec::new(),
+                floating_ips: vec![FloatingIp {
+                    id: id(router + 0x300),
+                    public: ip(public.0),
+                    fixed,
+                    port: id(public.1),
+                }],
+            },
+        );
     }
-    tables.networks.insert(id(OUTSIDE), network(OUTSIDE, "203.0.113.0/24", false));
-    tables.uplinks.push(Uplink { network: id(OUTSIDE), name: "ext".into() });
+    tables
+        .networks
+        .insert(id(OUTSIDE), network(OUTSIDE, "203.0.113.0/24", false));
+    tables.uplinks.push(Uplink {
+        network: id(OUTSIDE),
+        name: "ext".into(),
+    });
     tables
 }

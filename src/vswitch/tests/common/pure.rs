@@ -18,7 +18,10 @@ impl Pure {
     pub fn new(tables: &Tables) -> Self {
         let mut switch = Switch::new(7);
         assert!(switch.apply(tables, Duration::from_secs(1)));
-        Self { switch, now: Duration::from_secs(1) }
+        Self {
+            switch,
+            now: Duration::from_secs(1),
+        }
     }
 
     pub fn two_tenants() -> Self {
@@ -62,7 +65,12 @@ impl Pure {
         let before = self.drops(reason);
         let out = self.input(from, frame);
         assert_eq!(out, [], "not dropped as {reason}");
-        assert_eq!(self.drops(reason), before + 1, "{reason}: {:?}", self.switch.status().drops);
+        assert_eq!(
+            self.drops(reason),
+            before + 1,
+            "{reason}: {:?}",
+            self.switch.status().drops
+        );
     }
 
     pub fn drops(&self, reason: &str) -> u64 {
@@ -107,7 +115,10 @@ pub const INSIDE: MacAddr = MacAddr([0xfa, 0x16, 0x3e, 0, 0, 0x50]);
 pub const OUTSIDE_LEG: MacAddr = MacAddr([0xfa, 0x16, 0x3e, 0, 0, 0xd0]);
 
 fn bytes(out: Effects) -> Vec<(Place, Vec<u8>)> {
-    out.frames.into_iter().map(|(place, frame)| (place, frame.bytes)).collect()
+    out.frames
+        .into_iter()
+        .map(|(place, frame)| (place, frame.bytes))
+        .collect()
 }
 
 fn builder(macs: (MacAddr, MacAddr), ips: (&str, &str)) -> PacketBuilderStep<IpHeaders> {
@@ -118,7 +129,10 @@ fn builder(macs: (MacAddr, MacAddr), ips: (&str, &str)) -> PacketBuilderStep<IpH
 /// UDP: Ethernet addresses are (destination, source), IP addresses and ports (source, destination).
 pub fn udp(macs: (MacAddr, MacAddr), ips: (&str, &str), ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
-    builder(macs, ips).udp(ports.0, ports.1).write(&mut frame, payload).unwrap();
+    builder(macs, ips)
+        .udp(ports.0, ports.1)
+        .write(&mut frame, payload)
+        .unwrap();
     frame
 }
 
@@ -143,7 +157,11 @@ pub fn tcp(macs: (MacAddr, MacAddr), ips: (&str, &str), ports: (u16, u16), flags
 pub fn echo(macs: (MacAddr, MacAddr), ips: (&str, &str), request: bool, id: u16, length: usize) -> Vec<u8> {
     let mut frame = Vec::new();
     let step = builder(macs, ips);
-    let step = if request { step.icmpv4_echo_request(id, 1) } else { step.icmpv4_echo_reply(id, 1) };
+    let step = if request {
+        step.icmpv4_echo_request(id, 1)
+    } else {
+        step.icmpv4_echo_reply(id, 1)
+    };
     step.write(&mut frame, &vec![7; length]).unwrap();
     frame
 }
@@ -151,7 +169,10 @@ pub fn echo(macs: (MacAddr, MacAddr), ips: (&str, &str), request: bool, id: u16,
 /// An ICMP message of this type and code that quotes a packet.
 pub fn icmp_error(macs: (MacAddr, MacAddr), ips: (&str, &str), kind: (u8, u8), quoted: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
-    builder(macs, ips).icmpv4_raw(kind.0, kind.1, [0; 4]).write(&mut frame, quoted).unwrap();
+    builder(macs, ips)
+        .icmpv4_raw(kind.0, kind.1, [0; 4])
+        .write(&mut frame, quoted)
+        .unwrap();
     frame
 }
 
@@ -182,7 +203,11 @@ pub fn read(frame: &[u8]) -> Seen {
     let ethernet = Ethernet2Slice::from_slice_without_fcs(frame).unwrap();
     let ip = Ipv4Slice::from_slice(ethernet.payload_slice()).unwrap();
     let header = ip.header().to_header();
-    assert_eq!(header.calc_header_checksum(), header.header_checksum, "IP checksum");
+    assert_eq!(
+        header.calc_header_checksum(),
+        header.header_checksum,
+        "IP checksum"
+    );
     let body = ip.payload().payload;
     let whole = !header.more_fragments && header.fragment_offset.value() == 0;
     let word = |at: usize| u16::from_be_bytes([body[at], body[at + 1]]);
@@ -205,7 +230,10 @@ pub fn read(frame: &[u8]) -> Seen {
         } else if body.len() % 2 == 1 {
             all.push(0);
         }
-        let mut sum: u32 = all.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+        let mut sum: u32 = all
+            .chunks(2)
+            .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+            .sum();
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);
         }
@@ -218,7 +246,10 @@ pub fn read(frame: &[u8]) -> Seen {
     };
     Seen {
         macs: (MacAddr(ethernet.destination()), MacAddr(ethernet.source())),
-        ips: (ip.header().source_addr().to_string(), ip.header().destination_addr().to_string()),
+        ips: (
+            ip.header().source_addr().to_string(),
+            ip.header().destination_addr().to_string(),
+        ),
         ports,
         ttl: header.time_to_live,
     }
@@ -227,6 +258,9 @@ pub fn read(frame: &[u8]) -> Seen {
 impl Seen {
     /// Source and destination, as text.
     pub fn flow(&self) -> String {
-        format!("{}:{} > {}:{}", self.ips.0, self.ports.0, self.ips.1, self.ports.1)
+        format!(
+            "{}:{} > {}:{}",
+            self.ips.0, self.ports.0, self.ips.1, self.ports.1
+        )
     }
 }

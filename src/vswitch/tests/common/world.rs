@@ -65,13 +65,21 @@ impl Guest {
 
     /// Runs a shell line inside.
     pub fn try_sh(&self, line: &str) -> Output {
-        Command::new("ip").args(["netns", "exec", &self.name, "sh", "-c", line]).output().unwrap()
+        Command::new("ip")
+            .args(["netns", "exec", &self.name, "sh", "-c", line])
+            .output()
+            .unwrap()
     }
 
     /// Runs a shell line inside that must succeed.
     pub fn sh(&self, line: &str) -> String {
         let output = self.try_sh(line);
-        assert!(output.status.success(), "{}: {line}: {}", self.name, said(&output));
+        assert!(
+            output.status.success(),
+            "{}: {line}: {}",
+            self.name,
+            said(&output)
+        );
         said(&output)
     }
 
@@ -97,7 +105,11 @@ impl Drop for Guest {
 }
 
 fn tap(name: &str) -> OwnedFd {
-    let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .unwrap();
     // SAFETY: all zeros is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
@@ -125,24 +137,37 @@ impl World {
         let listener = UnixListener::bind(&path).unwrap();
         let thread = std::thread::spawn(move || vswitch::run(listener.into()).unwrap());
         let client = Client::connect(&path, Duration::from_secs(20)).unwrap();
-        let mut world = Self { client, thread: Some(thread), folder };
+        let mut world = Self {
+            client,
+            thread: Some(thread),
+            folder,
+        };
         world.apply(tables);
         world
     }
 
     /// New tables.
     pub fn apply(&mut self, tables: &Tables) {
-        assert_eq!(self.client.call(&SwitchRequest::Apply(tables.clone()), &[]).unwrap(), None);
+        assert_eq!(
+            self.client
+                .call(&SwitchRequest::Apply(tables.clone()), &[])
+                .unwrap(),
+            None
+        );
     }
 
     /// Plugs a namespace in.
     pub fn plug(&mut self, target: TapTarget, guest: &Guest) {
-        self.client.call(&SwitchRequest::AddTap { target }, &[guest.tap.as_fd()]).unwrap();
+        self.client
+            .call(&SwitchRequest::AddTap { target }, &[guest.tap.as_fd()])
+            .unwrap();
     }
 
     /// Plugs a vhost-user socket in.
     pub fn plug_vhost(&mut self, port: uuid::Uuid, listener: &UnixListener) {
-        self.client.call(&SwitchRequest::AddVhostUser { port }, &[listener.as_fd()]).unwrap();
+        self.client
+            .call(&SwitchRequest::AddVhostUser { port }, &[listener.as_fd()])
+            .unwrap();
     }
 
     /// Takes the control connection away and makes a new one, as a new daemon does.
