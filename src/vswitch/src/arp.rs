@@ -111,6 +111,7 @@ impl Work<'_> {
                     .and_then(Option::as_ref)
                     .is_some_and(|port| {
                         !port.secure
+                            || port.ips.contains(&IpAddr::V4(ip))
                             || port
                                 .pairs
                                 .iter()
@@ -136,7 +137,7 @@ impl Work<'_> {
                 self.ask(network, asker, key.ip);
             }
         }
-        for _ in lost {
+        for _ in 0..lost {
             self.state.drops.count(Drop::Neighbour);
         }
     }

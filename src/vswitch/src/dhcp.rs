@@ -55,7 +55,13 @@ impl Lease {
                 Some(IpAddr::V4(router)) => Some(router),
                 _ => None,
             };
-            let mut routes = vec![(Ipv4Net::from(METADATA), server)];
+            // Behind the server, or, where the server has no address of the subnet, on the link (RFC 3442's 0.0.0.0).
+            let via = if cidr.contains(&server) {
+                server
+            } else {
+                Ipv4Addr::UNSPECIFIED
+            };
+            let mut routes = vec![(Ipv4Net::from(METADATA), via)];
             for route in subnet.host_routes.iter().take(MAX_ROUTES) {
                 if let (IpNet::V4(to), IpAddr::V4(via)) = (route.destination, route.nexthop) {
                     routes.push((to, via));

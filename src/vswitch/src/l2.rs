@@ -86,7 +86,7 @@ fn reserved(mac: MacAddr) -> bool {
 
 impl Work<'_> {
     /// A guest sent a frame.
-    pub fn from_port(&mut self, slot: Slot, mut frame: Frame) -> Result<(), Drop> {
+    pub fn port_input(&mut self, slot: Slot, mut frame: Frame) -> Result<(), Drop> {
         let layout = self.layout;
         let port = layout
             .ports
@@ -125,7 +125,7 @@ impl Work<'_> {
     }
 
     /// A frame came from an external network.
-    pub fn from_uplink(&mut self, slot: Slot, mut frame: Frame) -> Result<(), Drop> {
+    pub fn uplink_input(&mut self, slot: Slot, mut frame: Frame) -> Result<(), Drop> {
         let layout = self.layout;
         let uplink = layout
             .uplinks
@@ -148,15 +148,15 @@ impl Work<'_> {
         let Net::Ip(ip) = &packet.net else {
             return Ok(false);
         };
-        if ip.dst == IpAddr::V4(METADATA) && !packet.dst.is_multicast() {
-            self.metadata(slot, port, frame, packet, ip)?;
-            return Ok(true);
-        }
         match ip.transport {
             Transport::Ports { src: 68, dst: 67, .. }
                 if ip.protocol == protocol::UDP && ip.src.is_ipv4() && port.dhcp_network =>
             {
                 self.dhcp(slot, port, frame, packet, ip)?;
+                Ok(true)
+            }
+            _ if ip.dst == IpAddr::V4(METADATA) && !packet.dst.is_multicast() => {
+                self.metadata(slot, port, frame, packet, ip)?;
                 Ok(true)
             }
             _ => Ok(false),
@@ -228,8 +228,8 @@ impl Work<'_> {
                     Ok(())
                 }
             },
-            Some(Station::Leg(leg)) => self.to_router(*leg, origin, frame, packet),
-            Some(Station::Service) => self.to_service(network, origin, &frame, &packet),
+            Some(Station::Leg(leg)) => self.enter_router(*leg, origin, frame, packet),
+            Some(Station::Service) => self.enter_service(network, origin, &frame, &packet),
             None if net.open.iter().any(|place| origin != Origin::Place(*place)) => {
                 self.flood(&net.open, origin, &frame, &packet);
                 Ok(())
@@ -238,7 +238,13 @@ impl Work<'_> {
         }
     }
 
-    fn to_router(&mut self, leg: LegRef, origin: Origin, frame: Frame, packet: Packet) -> Result<(), Drop> {
+    fn enter_router(
+        &mut self,
+        leg: LegRef,
+        origin: Origin,
+        frame: Frame,
+        packet: Packet,
+    ) -> Result<(), Drop> {
         let passed = match origin {
             Origin::Router(passed) => passed + 1,
             Origin::Place(_) => 0,
@@ -251,7 +257,7 @@ impl Work<'_> {
     }
 
     /// A DHCP server's address answers pings and nothing else.
-    fn to_service(
+    fn enter_service(
         &mut self,
         network: usize,
         origin: Origin,

@@ -159,9 +159,9 @@ impl Neighbours {
             .min()
     }
 
-    /// Whom to ask again, and the frames that nobody answered for.
-    pub fn tick(&mut self, now: Now) -> (Vec<(Key, Asker)>, Vec<(Key, Frame)>) {
-        let (mut ask, mut lost) = (Vec::new(), Vec::new());
+    /// Whom to ask again, and how many frames nobody answered for.
+    pub fn tick(&mut self, now: Now) -> (Vec<(Key, Asker)>, usize) {
+        let (mut ask, mut lost) = (Vec::new(), 0);
         if self.pending == 0 {
             return (ask, lost);
         }
@@ -173,7 +173,7 @@ impl Neighbours {
             entry.tries += 1;
             if entry.tries > TRIES {
                 self.pending -= 1;
-                lost.extend(entry.queue.drain(..).map(|frame| (*key, frame)));
+                lost += entry.queue.drain(..).count();
             } else {
                 ask.push((*key, entry.asker));
             }

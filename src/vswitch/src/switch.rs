@@ -158,8 +158,8 @@ impl Switch {
             now,
         };
         let done = match from {
-            Place::Port(slot) => work.from_port(slot, frame),
-            Place::Uplink(slot) => work.from_uplink(slot, frame),
+            Place::Port(slot) => work.port_input(slot, frame),
+            Place::Uplink(slot) => work.uplink_input(slot, frame),
         };
         if let Err(reason) = done {
             self.state.drops.count(reason);

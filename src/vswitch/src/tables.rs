@@ -315,11 +315,15 @@ impl Layout {
             }
             self.ports[slot as usize] = Some(compiled);
         }
-        // An address that several ports may use (a virtual IP that wanders) is theirs to answer for.
+        // An address that is given to other ports by name (a virtual IP that wanders) is theirs to answer for.
         for port in self.ports.iter().flatten() {
             let hosts = &mut self.networks[port.network].hosts;
-            for (_, prefix) in &port.pairs {
-                hosts.retain(|ip, mac| *mac == port.mac || !prefix.contains(&IpAddr::V4(*ip)));
+            for (_, prefix) in port
+                .pairs
+                .iter()
+                .filter(|(_, prefix)| prefix.prefix_len() == prefix.max_prefix_len())
+            {
+                hosts.retain(|ip, mac| *mac == port.mac || prefix.addr() != IpAddr::V4(*ip));
             }
         }
     }

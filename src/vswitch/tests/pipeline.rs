@@ -16,7 +16,7 @@ const BROADCAST: MacAddr = MacAddr::BROADCAST;
 fn arp_is_answered_from_the_tables_and_never_for_the_asker_itself() {
     let mut pure = Pure::two_tenants();
     let service = |pure: &mut Pure| {
-        let out = pure.from_port(1, arp(1, (mac(1), "10.0.0.11"), "169.254.169.254", BROADCAST));
+        let out = pure.guest_sends(1, arp(1, (mac(1), "10.0.0.11"), "169.254.169.254", BROADCAST));
         <[u8; 6]>::try_from(&out[0].1[22..28]).map(MacAddr).unwrap()
     };
     let service = service(&mut pure);
@@ -28,7 +28,7 @@ fn arp_is_answered_from_the_tables_and_never_for_the_asker_itself() {
         ("10.0.0.14", None), // The other tenant's.
         ("203.0.113.21", None),
     ] {
-        let out = pure.from_port(1, arp(1, (mac(1), "10.0.0.11"), target, BROADCAST));
+        let out = pure.guest_sends(1, arp(1, (mac(1), "10.0.0.11"), target, BROADCAST));
         let answers: Vec<_> = out.iter().filter(|(place, _)| *place == pure.port(1)).collect();
         match expected {
             Some(expected) => {
@@ -52,7 +52,7 @@ fn arp_is_answered_from_the_tables_and_never_for_the_asker_itself() {
         ("203.0.113.21", OUTSIDE_LEG),
         ("203.0.113.23", mac(0xd1)),
     ] {
-        let out = pure.from_uplink(arp(1, (HOST, "203.0.113.1"), target, BROADCAST));
+        let out = pure.host_sends(arp(1, (HOST, "203.0.113.1"), target, BROADCAST));
         assert_eq!(
             (out.len(), out[0].0, &out[0].1[22..28]),
             (1, pure.uplink(), &expected.0[..])
@@ -74,7 +74,7 @@ fn dhcp(kind: MessageType, chaddr: MacAddr, change: impl FnOnce(&mut Message)) -
 }
 
 fn answer(pure: &mut Pure, request: Vec<u8>) -> Option<(Message, Seen)> {
-    let (place, frame) = pure.from_port(1, request).pop()?;
+    let (place, frame) = pure.guest_sends(1, request).pop()?;
     assert_eq!(place, pure.port(1));
     let message = Message::decode(&mut Decoder::new(&frame[42..])).unwrap();
     assert_eq!(message.xid(), 77);
@@ -168,7 +168,7 @@ fn dhcp_says_what_rfc_2131_says() {
         pure.dropped(from, request, "service_no_answer");
     }
     for _ in 0..100 {
-        pure.from_port(1, dhcp(MessageType::Discover, mac(1), |_| {}));
+        pure.guest_sends(1, dhcp(MessageType::Discover, mac(1), |_| {}));
     }
     assert!(pure.drops("rate_limit") > 50);
 }
@@ -512,7 +512,7 @@ fn a_port_tracks_a_bounded_number_of_connections() {
     let to = pure.port(2);
     for n in 0..40_000u32 {
         let ports = ((n & 0xffff) as u16, (n >> 8) as u16);
-        pure.from_port(1, udp((mac(2), mac(1)), ("10.0.0.11", "10.0.0.12"), ports, b""));
+        pure.guest_sends(1, udp((mac(2), mac(1)), ("10.0.0.11", "10.0.0.12"), ports, b""));
     }
     assert_eq!(pure.status().connections, 2 * 32_768);
     // A new connection still finds room: those without an answer make way.
@@ -574,7 +574,7 @@ fn a_removed_rule_ends_its_connections_and_no_others() {
 }
 
 fn fragment(mut frame: Vec<u8>, offset: u16, more: bool) -> Vec<u8> {
-    let word = offset / 8 | if more { 0x2000 } else { 0 };
+    let word = (offset / 8) | if more { 0x2000 } else { 0 };
     frame[20..22].copy_from_slice(&word.to_be_bytes());
     frame[24..26].fill(0);
     let mut sum: u32 = frame[14..34]
@@ -647,7 +647,7 @@ fn a_smaller_network_behind_a_router_is_told_of_or_cut_for() {
         (seen.ips.0.as_str(), seen.ports.0, &error[40..42]),
         ("10.0.0.1", 0x0304, &1000u16.to_be_bytes()[..])
     );
-    let pieces = pure.from_port(1, fragment(big, 0, false));
+    let pieces = pure.guest_sends(1, fragment(big, 0, false));
     assert_eq!(pieces.len(), 2);
     let mut payload: Vec<u8> = Vec::new();
     for (place, piece) in &pieces {
@@ -670,9 +670,9 @@ fn next_hops_are_asked_for_with_a_bounded_queue() {
         "the gateway is asked for"
     );
     for n in 1..100 {
-        assert_eq!(pure.from_port(1, frame(n)), []);
+        assert_eq!(pure.guest_sends(1, frame(n)), []);
     }
-    let out = pure.from_uplink(arp(2, (HOST, "203.0.113.1"), "203.0.113.10", OUTSIDE_LEG));
+    let out = pure.host_sends(arp(2, (HOST, "203.0.113.1"), "203.0.113.10", OUTSIDE_LEG));
     assert_eq!(out.len(), 16);
     assert_eq!(read(&out[15].1).ports.0, 99, "the newest are kept");
     assert_eq!(read(&out[0].1).macs, (HOST, OUTSIDE_LEG));
@@ -827,4 +827,52 @@ fn metadata_is_a_matter_of_the_port() {
         from,
     );
     assert_eq!(refused[47] & 4, 4);
+}
+
+#[test]
+fn dhcp_works_where_a_guest_has_the_gateways_address() {
+    let mut tables = two_tenants();
+    tables.routers.clear();
+    let subnet = tables
+        .networks
+        .get_mut(&id(TENANT))
+        .unwrap()
+        .subnets
+        .get_mut(&id(TENANT + 1))
+        .unwrap();
+    subnet.dhcp_server = Some(v4("169.254.169.254"));
+    tables.ports.get_mut(&id(2)).unwrap().fixed_ips[0].ip = ip("10.0.0.1");
+    let mut pure = Pure::new(&tables);
+    let (offer, seen) = answer(&mut pure, dhcp(MessageType::Discover, mac(1), |_| {})).unwrap();
+    assert_eq!(seen.flow(), "169.254.169.254:67 > 10.0.0.11:68");
+    let Some(DhcpOption::ClasslessStaticRoute(routes)) = offer.opts().get(OptionCode::ClasslessStaticRoute)
+    else {
+        panic!("no routes");
+    };
+    assert_eq!(routes[0], ("169.254.169.254/32".parse().unwrap(), v4("0.0.0.0")));
+    let service = seen.macs.1;
+    let mut renewal = Message::new_with_id(
+        77,
+        v4("10.0.0.11"),
+        v4("0.0.0.0"),
+        v4("0.0.0.0"),
+        v4("0.0.0.0"),
+        &mac(1).0,
+    );
+    renewal
+        .opts_mut()
+        .insert(DhcpOption::MessageType(MessageType::Request));
+    let unicast = udp(
+        (service, mac(1)),
+        ("10.0.0.11", "169.254.169.254"),
+        (68, 67),
+        &renewal.to_vec().unwrap(),
+    );
+    assert_eq!(
+        answer(&mut pure, unicast).unwrap().0.opts().msg_type(),
+        Some(MessageType::Ack)
+    );
+    // The guest with the gateway's address answers for itself.
+    let out = pure.guest_sends(1, arp(1, (mac(1), "10.0.0.11"), "10.0.0.1", BROADCAST));
+    assert_eq!((out.len(), &out[0].1[22..28]), (1, &mac(2).0[..]));
 }

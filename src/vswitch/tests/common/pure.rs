@@ -43,11 +43,11 @@ impl Pure {
         bytes(out)
     }
 
-    pub fn from_port(&mut self, number: u128, frame: Vec<u8>) -> Vec<(Place, Vec<u8>)> {
+    pub fn guest_sends(&mut self, number: u128, frame: Vec<u8>) -> Vec<(Place, Vec<u8>)> {
         self.input(self.port(number), frame)
     }
 
-    pub fn from_uplink(&mut self, frame: Vec<u8>) -> Vec<(Place, Vec<u8>)> {
+    pub fn host_sends(&mut self, frame: Vec<u8>) -> Vec<(Place, Vec<u8>)> {
         self.input(self.uplink(), frame)
     }
 
@@ -103,7 +103,7 @@ impl Pure {
         let probe = udp((INSIDE, mac(2)), ("10.0.0.12", "203.0.113.1"), (1, 1), b"");
         let asked = self.one(self.port(2), probe, self.uplink());
         assert_eq!(&asked[12..14], &[8, 6]);
-        let out = self.from_uplink(arp(2, (HOST, "203.0.113.1"), "203.0.113.10", OUTSIDE_LEG));
+        let out = self.host_sends(arp(2, (HOST, "203.0.113.1"), "203.0.113.10", OUTSIDE_LEG));
         assert_eq!(out.len(), 1, "the frame that waited goes");
     }
 }
@@ -217,7 +217,7 @@ pub fn read(frame: &[u8]) -> Seen {
         1 => Some(2),
         _ => None,
     };
-    if let Some(_) = sum_at.filter(|_| whole) {
+    if whole && sum_at.is_some() {
         let mut all = body.to_vec();
         if header.protocol.0 != 1 {
             all.extend(header.source);
@@ -241,7 +241,7 @@ pub fn read(frame: &[u8]) -> Seen {
     }
     let ports = match header.protocol.0 {
         _ if header.fragment_offset.value() > 0 => (0, 0),
-        1 => (u16::from(body[0]) << 8 | u16::from(body[1]), word(4)),
+        1 => (word(0), word(4)),
         _ => (word(0), word(2)),
     };
     Seen {
