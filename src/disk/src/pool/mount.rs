@@ -9,8 +9,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 
 use super::{PoolError, at, sync_parent};
@@ -21,6 +23,8 @@ const LOOP_MAJOR: u64 = 7;
 const AUTOCLEAR: u32 = 4;
 /// `LO_FLAGS_DIRECT_IO`: no second page cache below the filesystem.
 const DIRECT_IO: u32 = 16;
+/// How long a filesystem may be busy before unmounting it fails.
+const BUSY: Duration = Duration::from_secs(5);
 /// How often another process may snatch the free loop device from us.
 const ATTEMPTS: usize = 64;
 
@@ -101,7 +105,14 @@ pub(super) fn unmount(file: &Path, dir: &Path) -> Result<(), PoolError> {
     if u64::from(major) != LOOP_MAJOR || !file.exists() {
         return Ok(());
     }
-    umount2(dir, MntFlags::empty()).map_err(|error| failed(error.into()))
+    // The kernel lets go of a dead child's io_uring, and so of its volume's file, a moment after the child has ended.
+    let deadline = Instant::now() + BUSY;
+    loop {
+        match umount2(dir, MntFlags::empty()) {
+            Err(Errno::EBUSY) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            result => return result.map_err(|error| failed(error.into())),
+        }
+    }
 }
 
 fn attach(file: &Path) -> io::Result<(PathBuf, OwnedFd)> {
