@@ -1,0 +1,85 @@
+//! What the binary is when it is started as a child: ten lines around a library function each.
+
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use disk::convert::ConvertError;
+use model::disk::{ConvertSpec, Converted, DiskSpec};
+use process::child::{Main, Start};
+use serde::{Deserialize, Serialize};
+
+/// `allod switch`.
+pub const SWITCH: &str = "switch";
+/// `allod disk`.
+pub const DISK: &str = "disk";
+/// `allod convert`.
+pub const CONVERT: &str = "convert";
+/// `allod guest`: QEMU's supervisor.
+pub const GUEST: &str = vmm::qemu::KIND;
+
+/// The whole life of a child of this kind; `None` if there is no such kind. To be called first thing in `main`, while
+/// the process has one thread, before the command line is parsed.
+pub fn child_main(kind: &str) -> Option<ExitCode> {
+    let main: Main = match kind {
+        SWITCH => switch,
+        DISK => disk,
+        CONVERT => convert,
+        GUEST => vmm::qemu::supervise,
+        _ => return None,
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_max_level(tracing::Level::INFO)
+        .init();
+    Some(process::child::run(main))
+}
+
+/// The switch.
+pub fn switch(mut start: Start) -> Result<(), String> {
+    let control: OwnedFd = start.take("control").map_err(text)?;
+    start.ready().map_err(text)?;
+    vswitch::run(control).map_err(text)
+}
+
+/// The owner of a disk.
+pub fn disk(mut start: Start) -> Result<(), String> {
+    let spec: DiskSpec = start.spec().map_err(text)?;
+    let file: OwnedFd = start.take("file").map_err(text)?;
+    let vhost: OwnedFd = start.take("vhost").map_err(text)?;
+    let control: OwnedFd = start.take("control").map_err(text)?;
+    start.ready().map_err(text)?;
+    disk::run(spec, file, vhost, control).map_err(text)
+}
+
+/// What a conversion comes to.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Conversion {
+    /// The image is there.
+    Done(Converted),
+    /// The uploaded file is at fault.
+    BadInput(String),
+    /// The pool is full.
+    Full(String),
+    /// The node is at fault.
+    Failed(String),
+}
+
+/// The converter of one uploaded file.
+pub fn convert(mut start: Start) -> Result<(), String> {
+    let spec: ConvertSpec = start.spec().map_err(text)?;
+    let source: OwnedFd = start.take("source").map_err(text)?;
+    let target: OwnedFd = start.take("target").map_err(text)?;
+    let daemon = start.ready().map_err(text)?;
+    let conversion = match disk::convert::run(&spec, source, target) {
+        Ok(converted) => Conversion::Done(converted),
+        Err(error) if error.is_senders_fault() => Conversion::BadInput(error.to_string()),
+        Err(error @ ConvertError::Full) => Conversion::Full(error.to_string()),
+        Err(error) => Conversion::Failed(error.to_string()),
+    };
+    daemon.send(&conversion, &[]).map_err(text)
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}

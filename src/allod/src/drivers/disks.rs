@@ -1,0 +1,221 @@
+//! Volumes and images: the pool, and the conversion of uploads in a jailed child.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cloud::driver::{Disks, DriverError};
+use disk::pool::{Pool, PoolError, PoolOptions};
+use model::disk::{ConvertSpec, Converted, ImageFormat, PoolUsage};
+use process::child::{CgroupLimits, Isolation, Launch, Launcher};
+use process::jail::{Files, Limits, Profile};
+use serde_json::json;
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use super::children::{self, Conversion};
+use super::failed;
+
+/// Conversions at a time: they are work for the processor and the disk.
+const CONVERSIONS: usize = 2;
+/// The most time that one may take.
+const MAX_SECONDS: u64 = 1800;
+/// The most memory: hostile files ask for more.
+const MEMORY: u64 = 1 << 30;
+
+/// The disks driver.
+#[derive(Clone)]
+pub struct DisksDriver {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    launcher: Arc<Launcher>,
+    pool: Pool,
+    max_virtual_size: u64,
+    conversions: Semaphore,
+}
+
+impl DisksDriver {
+    /// Open the pool, or make it.
+    pub async fn open(
+        launcher: Arc<Launcher>,
+        options: PoolOptions,
+        max_virtual_size: u64,
+    ) -> Result<Self, DriverError> {
+        let pool = blocking(move || Pool::open_or_create(&options).map_err(told)).await?;
+        let conversions = Semaphore::new(CONVERSIONS);
+        Ok(DisksDriver {
+            shared: Arc::new(Shared {
+                launcher,
+                pool,
+                max_virtual_size,
+                conversions,
+            }),
+        })
+    }
+
+    /// Volumes are read and written around the page cache: guests have caches of their own.
+    pub fn direct(&self) -> bool {
+        true
+    }
+
+    /// A volume's file, for its owner.
+    pub fn open_volume(&self, volume: Uuid, read_only: bool) -> Result<File, DriverError> {
+        self.shared
+            .pool
+            .open_volume(volume, read_only, self.direct())
+            .map_err(told)
+    }
+
+    /// Let go of the pool: unmount it, if it was mounted for us.
+    pub async fn tear_down(&self) -> Result<(), DriverError> {
+        self.with(|shared| shared.pool.clone().close().map_err(told))
+            .await
+    }
+
+    async fn with<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Shared) -> Result<T, DriverError> + Send + 'static,
+    ) -> Result<T, DriverError> {
+        let shared = self.shared.clone();
+        blocking(move || act(&shared)).await
+    }
+}
+
+#[async_trait]
+impl Disks for DisksDriver {
+    async fn import_image(
+        &self,
+        image: Uuid,
+        uploaded: &Path,
+        format: ImageFormat,
+    ) -> Result<Converted, DriverError> {
+        let _turn = self.shared.conversions.acquire().await.map_err(failed)?;
+        let uploaded = uploaded.to_owned();
+        self.with(move |shared| {
+            let converted = shared.convert(image, &uploaded, format);
+            // Converted or refused: it is of no more use.
+            let removed = std::fs::remove_file(&uploaded);
+            let converted = converted?;
+            removed.map_err(failed)?;
+            Ok(converted)
+        })
+        .await
+    }
+
+    fn image_path(&self, image: Uuid) -> PathBuf {
+        self.shared.pool.image_path(image)
+    }
+
+    async fn delete_image(&self, image: Uuid) -> Result<(), DriverError> {
+        self.with(move |shared| shared.pool.delete_image(image).map_err(told))
+            .await
+    }
+
+    async fn create_volume(&self, volume: Uuid, size: u64, image: Option<Uuid>) -> Result<(), DriverError> {
+        self.with(move |shared| match image {
+            Some(image) => shared.pool.clone_volume(volume, image, size).map_err(told),
+            None => shared.pool.create_volume(volume, size).map_err(told),
+        })
+        .await
+    }
+
+    async fn delete_volume(&self, volume: Uuid) -> Result<(), DriverError> {
+        self.with(move |shared| shared.pool.delete_volume(volume).map_err(told))
+            .await
+    }
+
+    async fn list_volumes(&self) -> Result<Vec<Uuid>, DriverError> {
+        self.with(|shared| shared.pool.list_volumes().map_err(told)).await
+    }
+
+    async fn usage(&self) -> Result<PoolUsage, DriverError> {
+        self.with(|shared| shared.pool.usage().map_err(told)).await
+    }
+}
+
+impl Shared {
+    /// Run the converter, locked in with two open files and limits of time and memory. Blocks.
+    fn convert(&self, image: Uuid, uploaded: &Path, format: ImageFormat) -> Result<Converted, DriverError> {
+        let source = File::open(uploaded).map_err(failed)?;
+        let draft = self.pool.draft_image(image).map_err(told)?;
+        let spec = ConvertSpec {
+            format,
+            max_virtual_size: self.max_virtual_size,
+            max_seconds: MAX_SECONDS,
+        };
+        let name = format!("convert-{image}");
+        let mut launched = self
+            .launcher
+            .launch(&Launch {
+                kind: children::CONVERT,
+                main: children::convert,
+                name: name.clone(),
+                spec: &spec,
+                descriptors: vec![("source", source.as_fd()), ("target", draft.file().as_fd())],
+                profile: Profile::Basic,
+                files: Files::default(),
+                limits: Limits {
+                    open_files: 64,
+                    processes: 32,
+                    address_space: Some(2 * MEMORY),
+                    cpu_seconds: Some(MAX_SECONDS),
+                    file_size: Some(self.max_virtual_size),
+                },
+                cgroup: CgroupLimits {
+                    memory: Some(MEMORY),
+                    processes: Some(32),
+                },
+                oom_score_adj: 800,
+                control: None,
+                note: json!(null),
+            })
+            .map_err(failed)?;
+        launched.connection.set_timeout(Duration::from_secs(MAX_SECONDS));
+        let answer = launched.connection.recv::<Conversion>();
+        // Its result is here, or it never will be.
+        launched.task.kill().map_err(failed)?;
+        let exit = launched
+            .task
+            .wait(Some(Duration::from_secs(10)))
+            .map_err(failed)?;
+        if self.launcher.isolation == Isolation::Process {
+            self.launcher.forget(&name).map_err(failed)?;
+        }
+        match answer {
+            Ok((Conversion::Done(converted), _)) => {
+                draft.keep().map_err(told)?;
+                Ok(converted)
+            }
+            Ok((Conversion::BadInput(why), _)) => Err(DriverError::BadInput(why)),
+            Ok((Conversion::Full(why), _)) => Err(DriverError::Full(why)),
+            Ok((Conversion::Failed(why), _)) => Err(DriverError::Failed(why)),
+            // A file that makes its reader die or hang is the uploader's fault.
+            Err(error) => {
+                let how = exit.map_or_else(|| error.to_string(), |exit| exit.to_string());
+                Err(DriverError::BadInput(format!(
+                    "the image's conversion was ended: {how}"
+                )))
+            }
+        }
+    }
+}
+
+fn told(error: PoolError) -> DriverError {
+    let text = error.to_string();
+    match error {
+        PoolError::Full(_) => DriverError::Full(text),
+        PoolError::TooSmall { .. } | PoolError::Unaligned(_) => DriverError::BadInput(text),
+        _ => DriverError::Failed(text),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, DriverError> + Send + 'static,
+) -> Result<T, DriverError> {
+    tokio::task::spawn_blocking(act).await.map_err(failed)?
+}

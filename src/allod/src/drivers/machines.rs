@@ -1,0 +1,467 @@
+//! Virtual machines: the engine's process, the owners of its disks, its ports in the switch.
+//!
+//! A machine's folder, `<state>/machines/<id>`, is private to the daemon:
+//! ```text
+//! machine.json        what it was started with, for the next daemon
+//! sockets/            disk0, disk1, net0, …: all that the guest's engine sees of the host's sockets
+//! disk0.control, …    control sockets of the disks' owners
+//! config-drive.img    its config drive
+//! console.*.log, qmp.sock, exit.json: the engine's
+//! ```
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cloud::driver::{Capacity, DriverError, Machines};
+use model::disk::DiskSpec;
+use model::machine::{Machine, MachineEvent, PowerState, StopMode};
+use process::child::Launcher;
+use tokio::sync::broadcast;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+use vmm::{Engine, Plan, PlannedDisk, PlannedNic, console};
+
+use super::disks::DisksDriver;
+use super::failed;
+use super::owners::{self, Disk, Owner};
+use super::switch::SwitchDriver;
+
+/// Request queues of a disk: more than this gain nothing in software.
+const MAX_QUEUES: u32 = 4;
+
+/// The machines driver.
+#[derive(Clone)]
+pub struct MachinesDriver {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    launcher: Arc<Launcher>,
+    engine: Box<dyn Engine>,
+    switch: SwitchDriver,
+    disks: DisksDriver,
+    folder: PathBuf,
+    /// One lock per machine: its calls are obeyed one at a time.
+    machines: Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<Parts>>>>,
+    events: broadcast::Sender<MachineEvent>,
+    /// What happened before anyone listened: the first listener gets it.
+    early: Mutex<Option<broadcast::Receiver<MachineEvent>>>,
+}
+
+/// What belongs to a running machine besides its engine.
+#[derive(Default)]
+struct Parts {
+    owners: Vec<Owner>,
+    ports: Vec<Uuid>,
+}
+
+impl MachinesDriver {
+    /// Machines in this folder, run by this engine.
+    pub fn new(
+        launcher: Arc<Launcher>,
+        engine: Box<dyn Engine>,
+        switch: SwitchDriver,
+        disks: DisksDriver,
+        folder: PathBuf,
+    ) -> Self {
+        let (events, early) = broadcast::channel(1024);
+        let early = Mutex::new(Some(early));
+        let machines = Mutex::default();
+        MachinesDriver {
+            shared: Arc::new(Shared {
+                launcher,
+                engine,
+                switch,
+                disks,
+                folder,
+                machines,
+                events,
+                early,
+            }),
+        }
+    }
+
+    /// Take over what an earlier daemon left: running machines with their disks and ports; leftovers of others go.
+    pub async fn open(&self) -> Result<(), DriverError> {
+        let shared = &self.shared;
+        private_folder(&shared.folder).map_err(failed)?;
+        let mut events = shared.engine.events();
+        shared.engine.adopt().await.map_err(failed)?;
+        let running: HashMap<Uuid, PowerState> = shared.engine.list().into_iter().collect();
+        for id in known(&shared.folder).map_err(failed)? {
+            let parts = shared.parts(id);
+            let mut parts = parts.lock().await;
+            if !running.contains_key(&id) {
+                shared.clear(id, &mut parts).await?;
+                continue;
+            }
+            match read_machine(&shared.folder.join(id.to_string())) {
+                Ok(machine) => shared.adopt_parts(&machine, &mut parts).await?,
+                Err(error) => error!(server = %id, %error, "a running guest's machine.json cannot be read"),
+            }
+        }
+        let driver = self.clone();
+        tokio::spawn(async move {
+            loop {
+                match events.recv().await {
+                    Ok(event) => driver.follow(event).await,
+                    Err(broadcast::error::RecvError::Lagged(lost)) => warn!(lost, "guests' events were lost"),
+                    Err(broadcast::error::RecvError::Closed) => break,
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// A machine ended (or paused) by itself.
+    async fn follow(&self, event: MachineEvent) {
+        if matches!(event.state, PowerState::Shutdown | PowerState::Crashed) {
+            let parts = self.shared.parts(event.id);
+            let mut parts = parts.lock().await;
+            // Somebody may have started it again meanwhile.
+            if !self.shared.runs(event.id)
+                && let Err(error) = self.shared.clear(event.id, &mut parts).await
+            {
+                error!(server = %event.id, %error, "clean-up after a guest's end");
+            }
+        }
+        let _ = self.shared.events.send(event);
+    }
+
+    /// Stop all machines.
+    pub async fn tear_down(&self, mode: StopMode) -> Result<(), DriverError> {
+        let ids: Vec<Uuid> = self.shared.engine.list().into_iter().map(|(id, _)| id).collect();
+        let stops = ids.into_iter().map(|id| self.stop(id, mode));
+        futures::future::join_all(stops).await.into_iter().collect()
+    }
+}
+
+#[async_trait]
+impl Machines for MachinesDriver {
+    async fn start(&self, machine: &Machine) -> Result<(), DriverError> {
+        let shared = &self.shared;
+        let parts = shared.parts(machine.id);
+        let mut parts = parts.lock().await;
+        if shared.runs(machine.id) {
+            return Ok(());
+        }
+        // What an earlier try may have left.
+        shared.clear(machine.id, &mut parts).await?;
+        let started = shared.start(machine, &mut parts).await;
+        if started.is_err()
+            && let Err(error) = shared.clear(machine.id, &mut parts).await
+        {
+            error!(server = %machine.id, %error, "clean-up after a failed start");
+        }
+        started
+    }
+
+    async fn stop(&self, id: Uuid, mode: StopMode) -> Result<(), DriverError> {
+        // Without the machine's lock, so that a hard stop overtakes a graceful one.
+        self.shared.engine.stop(id, mode).await.map_err(failed)?;
+        let parts = self.shared.parts(id);
+        let mut parts = parts.lock().await;
+        if self.shared.runs(id) {
+            Ok(())
+        } else {
+            self.shared.clear(id, &mut parts).await
+        }
+    }
+
+    async fn reset(&self, id: Uuid) -> Result<(), DriverError> {
+        self.shared.engine.reset(id).await.map_err(failed)
+    }
+
+    async fn pause(&self, id: Uuid) -> Result<(), DriverError> {
+        self.shared.engine.pause(id).await.map_err(failed)
+    }
+
+    async fn resume(&self, id: Uuid) -> Result<(), DriverError> {
+        self.shared.engine.resume(id).await.map_err(failed)
+    }
+
+    async fn forget(&self, id: Uuid) -> Result<(), DriverError> {
+        let parts = self.shared.parts(id);
+        let mut parts = parts.lock().await;
+        if self.shared.runs(id) {
+            return Err(DriverError::Failed(format!(
+                "server {id} runs: stop it before it is forgotten"
+            )));
+        }
+        self.shared.clear(id, &mut parts).await?;
+        match fs::remove_dir_all(self.shared.folder(id)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        self.shared.machines().remove(&id);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<(Uuid, PowerState)>, DriverError> {
+        Ok(self.shared.engine.list())
+    }
+
+    async fn console_log(&self, id: Uuid, max_bytes: usize) -> Result<Vec<u8>, DriverError> {
+        let folder = self.shared.folder(id);
+        tokio::task::spawn_blocking(move || console::tail(&folder, max_bytes))
+            .await
+            .map_err(failed)?
+            .map_err(failed)
+    }
+
+    fn events(&self) -> broadcast::Receiver<MachineEvent> {
+        let early = self
+            .shared
+            .early
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        early.unwrap_or_else(|| self.shared.events.subscribe())
+    }
+
+    fn capacity(&self) -> Capacity {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Capacity {
+            vcpus: u32::try_from(processors).unwrap_or(u32::MAX),
+            memory_mib: memory_mib(),
+            engine: self.shared.engine.name().into(),
+        }
+    }
+}
+
+impl Shared {
+    fn machines(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Arc<tokio::sync::Mutex<Parts>>>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn parts(&self, id: Uuid) -> Arc<tokio::sync::Mutex<Parts>> {
+        self.machines().entry(id).or_default().clone()
+    }
+
+    fn folder(&self, id: Uuid) -> PathBuf {
+        self.folder.join(id.to_string())
+    }
+
+    fn runs(&self, id: Uuid) -> bool {
+        self.engine.list().iter().any(|(other, _)| *other == id)
+    }
+
+    async fn start(&self, machine: &Machine, parts: &mut Parts) -> Result<(), DriverError> {
+        let folder = self.folder(machine.id);
+        private_folder(&folder).map_err(failed)?;
+        let sockets = folder.join("sockets");
+        fs::create_dir_all(&sockets).map_err(failed)?;
+        fs::set_permissions(&sockets, fs::Permissions::from_mode(0o755)).map_err(failed)?;
+        write_private(
+            &folder.join("machine.json"),
+            &serde_json::to_vec(machine).map_err(failed)?,
+        )
+        .map_err(failed)?;
+        if !machine.config_drive.is_empty() {
+            let bytes = disk::config_drive::build(&machine.config_drive).map_err(failed)?;
+            write_private(&config_drive(&folder), &bytes).map_err(failed)?;
+        }
+        let disks = self.disks_of(machine);
+        let mut planned_disks = Vec::new();
+        for disk in disks {
+            planned_disks.push(PlannedDisk {
+                socket: file_name(&disk.socket),
+                queues: disk.spec.queues,
+            });
+            parts.owners.push(Owner::keep(self.launcher.clone(), disk).await?);
+        }
+        let mut nics = Vec::new();
+        for (index, nic) in machine.nics.iter().enumerate() {
+            let socket = nic_socket(&folder, index);
+            parts.ports.push(nic.port);
+            self.switch.plug(nic.port, socket.clone()).await?;
+            nics.push(PlannedNic {
+                socket: file_name(&socket),
+                mac: nic.mac,
+                mtu: nic.mtu,
+            });
+        }
+        let plan = Plan {
+            id: machine.id,
+            name: machine.name.clone(),
+            vcpus: machine.vcpus,
+            memory_mib: machine.memory_mib,
+            disks: planned_disks,
+            nics,
+            folder,
+        };
+        self.engine.start(&plan).await.map_err(failed)
+    }
+
+    /// The parts of a machine that ran before this daemon did.
+    async fn adopt_parts(&self, machine: &Machine, parts: &mut Parts) -> Result<(), DriverError> {
+        for disk in self.disks_of(machine) {
+            parts.owners.push(Owner::keep(self.launcher.clone(), disk).await?);
+        }
+        let folder = self.folder(machine.id);
+        for (index, nic) in machine.nics.iter().enumerate() {
+            parts.ports.push(nic.port);
+            self.switch
+                .adopt_port(nic.port, nic_socket(&folder, index))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// All disks of a machine, the config drive last.
+    fn disks_of(&self, machine: &Machine) -> Vec<Disk> {
+        let folder = self.folder(machine.id);
+        let queues = u16::try_from(machine.vcpus.clamp(1, MAX_QUEUES)).unwrap_or(1);
+        let mut disks = Vec::new();
+        for (index, disk) in machine.disks.iter().enumerate() {
+            let (pool, volume, read_only) = (self.disks.clone(), disk.volume, disk.read_only);
+            disks.push(Disk {
+                name: format!("disk-{volume}"),
+                spec: DiskSpec {
+                    id: volume,
+                    size: disk.size,
+                    read_only,
+                    queues,
+                    direct: self.disks.direct(),
+                },
+                open: Arc::new(move || pool.open_volume(volume, read_only)),
+                socket: folder.join("sockets").join(format!("disk{index}")),
+                control: folder.join(format!("disk{index}.control")),
+            });
+        }
+        let path = config_drive(&folder);
+        if let Ok(metadata) = path.metadata()
+            && !machine.config_drive.is_empty()
+        {
+            let index = disks.len();
+            disks.push(Disk {
+                name: config_drive_name(machine.id),
+                spec: DiskSpec {
+                    id: machine.id,
+                    size: metadata.len(),
+                    read_only: true,
+                    queues: 1,
+                    direct: false,
+                },
+                open: Arc::new(move || File::open(&path).map_err(failed)),
+                socket: folder.join("sockets").join(format!("disk{index}")),
+                control: folder.join(format!("disk{index}.control")),
+            });
+        }
+        disks
+    }
+
+    /// End all that belongs to a machine that does not run. Its console log stays.
+    async fn clear(&self, id: Uuid, parts: &mut Parts) -> Result<(), DriverError> {
+        for port in parts.ports.drain(..) {
+            self.switch.unplug(port).await?;
+        }
+        let stops = parts
+            .owners
+            .drain(..)
+            .map(|owner| owner.stop(self.launcher.clone()));
+        futures::future::join_all(stops)
+            .await
+            .into_iter()
+            .collect::<Result<(), _>>()?;
+        // Owners that an earlier daemon started, and that this one has not adopted.
+        let folder = self.folder(id);
+        let Ok(machine) = read_machine(&folder) else {
+            return Ok(());
+        };
+        let mut names: Vec<String> = machine
+            .disks
+            .iter()
+            .map(|disk| format!("disk-{}", disk.volume))
+            .collect();
+        names.push(config_drive_name(id));
+        let launcher = self.launcher.clone();
+        let killed =
+            tokio::task::spawn_blocking(move || names.iter().try_for_each(|n| owners::kill(&launcher, n)));
+        killed.await.map_err(failed)??;
+        for leftover in ["machine.json", "qmp.sock"] {
+            let _ = fs::remove_file(folder.join(leftover));
+        }
+        let _ = fs::remove_file(config_drive(&folder));
+        let _ = fs::remove_dir_all(folder.join("sockets"));
+        info!(server = %id, "machine cleared");
+        Ok(())
+    }
+}
+
+fn config_drive(folder: &Path) -> PathBuf {
+    folder.join("config-drive.img")
+}
+
+fn config_drive_name(machine: Uuid) -> String {
+    format!("config-drive-{machine}")
+}
+
+fn nic_socket(folder: &Path, index: usize) -> PathBuf {
+    folder.join("sockets").join(format!("net{index}"))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// Machines that have a folder.
+fn known(folder: &Path) -> io::Result<Vec<Uuid>> {
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        ids.extend(
+            entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<Uuid>().ok()),
+        );
+    }
+    Ok(ids)
+}
+
+fn read_machine(folder: &Path) -> io::Result<Machine> {
+    Ok(serde_json::from_slice(&fs::read(folder.join("machine.json"))?)?)
+}
+
+fn private_folder(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+}
+
+/// Written whole or not at all; user data may hold secrets.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    let mut file = File::options()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)?;
+    io::Write::write_all(&mut file, bytes)?;
+    fs::rename(draft, path)
+}
+
+/// `MemTotal` of proc_meminfo(5).
+fn memory_mib() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text.lines().find_map(|line| {
+        line.strip_prefix("MemTotal:")?
+            .trim()
+            .strip_suffix("kB")?
+            .trim()
+            .parse()
+            .ok()
+    });
+    kib.map_or(0, |kib: u64| kib / 1024)
+}
+
+/// Between the power button and the plug when the whole node is taken down.
+pub const TEAR_DOWN: StopMode = StopMode::Graceful(Duration::from_secs(20));

@@ -1,0 +1,136 @@
+//! The hands of the cloud on this node: what `cloud::driver` asks for, done with jailed children.
+//!
+//! Children outlive the daemon. [`Node::open`] finds those of an earlier daemon and takes them over;
+//! [`Node::tear_down`] ends them all and leaves nothing behind.
+
+pub mod children;
+mod disks;
+mod host;
+mod machines;
+mod owners;
+mod switch;
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cloud::driver::{DriverError, Drivers};
+use disk::pool::PoolOptions;
+use model::machine::StopMode;
+use process::child::{Isolation, Launcher, Runtime};
+use process::jail::Enforcement;
+use tracing::info;
+use vmm::qemu::QemuEngine;
+use vmm::{Accelerator, Choice, EngineKind};
+
+pub use machines::TEAR_DOWN;
+
+/// How a node is run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The state directory: `run`, `machines` and `log` are made below it.
+    pub state: PathBuf,
+    /// Volumes and images.
+    pub pool: PoolOptions,
+    /// The largest image, in bytes.
+    pub max_image_bytes: u64,
+    /// Where children run.
+    pub isolation: Isolation,
+    /// The engine; `None`: automatic.
+    pub engine: Option<EngineKind>,
+    /// QEMU's accelerator; `None`: automatic.
+    pub accelerator: Option<Accelerator>,
+    /// QEMU's program.
+    pub qemu: PathBuf,
+    /// The first user id for jailed children.
+    pub first_uid: u32,
+    /// What happens at system calls that a jail forbids.
+    pub enforcement: Enforcement,
+    /// Forward and masquerade what guests send out.
+    pub masquerade: bool,
+}
+
+/// A node's drivers.
+pub struct Node {
+    machines: machines::MachinesDriver,
+    disks: disks::DisksDriver,
+    switch: switch::SwitchDriver,
+    choice: Choice,
+}
+
+impl Node {
+    /// Start what is missing, and take over what runs.
+    pub async fn open(options: Options) -> Result<Node, DriverError> {
+        let run = options.state.join("run");
+        let mut launcher = Launcher::new(
+            options.isolation,
+            Runtime::open(&run.join("children")).map_err(failed)?,
+        );
+        launcher.first_uid = options.first_uid;
+        launcher.enforcement = options.enforcement;
+        launcher.logs = Some(options.state.join("log"));
+        let launcher = Arc::new(launcher);
+
+        let choice = vmm::choose(options.engine, options.accelerator, &vmm::cpuinfo(), false);
+        info!(engine = ?choice.engine, accelerator = ?choice.accelerator, reason = choice.reason, "engine for guests");
+        let engine = match choice.engine {
+            EngineKind::Qemu => Box::new(QemuEngine::new(
+                launcher.clone(),
+                options.qemu,
+                choice.accelerator,
+            )),
+            EngineKind::Kvm => {
+                return Err(DriverError::Failed(
+                    "the embedded monitor is not part of this release: set compute.engine = \"qemu\" or \"auto\"".into(),
+                ));
+            }
+        };
+        let disks = disks::DisksDriver::open(launcher.clone(), options.pool, options.max_image_bytes).await?;
+        let switch = switch::SwitchDriver::new(launcher.clone(), &run, options.masquerade);
+        switch.open().await?;
+        let folder = options.state.join("machines");
+        let machines = machines::MachinesDriver::new(launcher, engine, switch.clone(), disks.clone(), folder);
+        machines.open().await?;
+        Ok(Node {
+            machines,
+            disks,
+            switch,
+            choice,
+        })
+    }
+
+    /// For the rules.
+    pub fn drivers(&self) -> Drivers {
+        Drivers {
+            machines: Arc::new(self.machines.clone()),
+            disks: Arc::new(self.disks.clone()),
+            switch: Arc::new(self.switch.clone()),
+        }
+    }
+
+    /// The engine, and why it was chosen.
+    pub fn choice(&self) -> &Choice {
+        &self.choice
+    }
+
+    /// Stop all guests and children, and take back what was changed on the host. Volumes and images stay.
+    pub async fn tear_down(&self, mode: StopMode) -> Result<(), DriverError> {
+        let machines = self.machines.tear_down(mode).await;
+        let switch = self.switch.tear_down().await;
+        let disks = self.disks.tear_down().await;
+        machines.and(switch).and(disks)
+    }
+}
+
+/// A listening socket that any user may connect to who can see it. Its folder decides who can.
+fn guest_socket(path: &Path) -> io::Result<UnixListener> {
+    let listener = process::control::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+fn failed(error: impl std::fmt::Display) -> DriverError {
+    DriverError::Failed(error.to_string())
+}
