@@ -16,7 +16,7 @@ use crate::command::{Hash, parse_hex};
 use crate::error::Error;
 use crate::event::{Event, Projection};
 use crate::log::{self, Directory, Disk, LogStore};
-use crate::machine::database::{Order, Proposer};
+use crate::machine::database::{CHECKPOINT_PAGES, Order, Proposer};
 use crate::machine::{Config, Machine, Role};
 use crate::raft::{Network, Node, NodeId, Raft, Solo, Transport};
 use crate::reader::READERS;
@@ -103,17 +103,22 @@ pub struct Status {
 pub(crate) struct Layers {
     pub disk: Arc<dyn Disk>,
     pub segment: usize,
+    /// Entries that stay in the log behind a snapshot, for followers that lag.
+    pub keep_entries: u64,
+    pub checkpoint_pages: u32,
     pub vfs: Option<&'static str>,
     pub free: fn(&Path) -> std::io::Result<u64>,
 }
 
 impl Layers {
-    fn system(dir: &Path) -> Result<Layers, Error> {
+    pub(crate) fn system(dir: &Path) -> Result<Layers, Error> {
         let path = dir.join("log");
         let disk = Directory::new(&path).map_err(Error::io(format!("make {}", path.display())))?;
         Ok(Layers {
             disk: Arc::new(disk),
             segment: log::SEGMENT,
+            keep_entries: 256,
+            checkpoint_pages: CHECKPOINT_PAGES,
             vfs: None,
             free: log::free_bytes,
         })
@@ -150,7 +155,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Raft's times. A node on its own sends nothing, waits for nobody and so needs no ticks at all.
-fn raft_config() -> Result<openraft::Config, Error> {
+fn raft_config(keep_entries: u64) -> Result<openraft::Config, Error> {
     let config = openraft::Config {
         cluster_name: "allod".to_owned(),
         heartbeat_interval: 500,
@@ -158,7 +163,7 @@ fn raft_config() -> Result<openraft::Config, Error> {
         election_timeout_max: 3000,
         install_snapshot_timeout: 10_000,
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: 256,
+        max_in_snapshot_log_to_keep: keep_entries,
         enable_tick: false,
         ..openraft::Config::default()
     };
@@ -180,6 +185,7 @@ impl Store {
     }
 
     pub(crate) async fn open_on(options: Options, member: Member, layers: Layers) -> Result<Store, Error> {
+        let raft_config = Arc::new(raft_config(layers.keep_entries)?);
         let Member {
             id,
             node,
@@ -194,6 +200,7 @@ impl Store {
                 dir: options.dir,
                 steps: options.steps,
                 projections: options.projections,
+                checkpoint_pages: layers.checkpoint_pages,
                 vfs: layers.vfs,
                 free: layers.free,
             };
@@ -204,8 +211,7 @@ impl Store {
         machine.ask(Order::Compare).await??;
 
         let fatal = |error: openraft::error::Fatal<NodeId>| Error::Stopped(error.to_string());
-        let config = Arc::new(raft_config()?);
-        let raft = Raft::new(id, config, Network(transport), log.clone(), machine.clone())
+        let raft = Raft::new(id, raft_config, Network(transport), log.clone(), machine.clone())
             .await
             .map_err(fatal)?;
         let runtime = tokio::runtime::Handle::current();

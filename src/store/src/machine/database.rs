@@ -30,7 +30,7 @@ use crate::schema;
 use crate::writer::{self, GROUP, Ran, Waiting, Work};
 
 /// Pages of SQLite's write-ahead log that start a checkpoint, and those that make it wait for readers.
-const CHECKPOINT_PAGES: u32 = 1000;
+pub(crate) const CHECKPOINT_PAGES: u32 = 1000;
 const CHECKPOINT_PAGES_HARD: u32 = 16_000;
 /// Bytes of free room below which no write is begun: applying what is in the log must always succeed.
 const RESERVE: u64 = 16 << 20;
@@ -465,7 +465,7 @@ impl Database {
 
     // Applying.
 
-    fn apply_all(
+    pub(crate) fn apply_all(
         &mut self,
         entries: &[Entry],
         orders: &mpsc::Receiver<Order>,
@@ -613,7 +613,7 @@ impl Database {
 
     fn housekeeping(&mut self) {
         let pages = self.connections.wal_pages.load(Ordering::Relaxed);
-        if pages >= CHECKPOINT_PAGES
+        if pages >= self.config.checkpoint_pages
             && let Err(error) = self.checkpoint()
         {
             // The write-ahead log holds everything: a later checkpoint will do.
@@ -631,13 +631,13 @@ impl Database {
         } else {
             "PASSIVE"
         };
-        let (pages, done): (i64, i64) =
+        let (busy, pages, done): (bool, i64, i64) =
             self.connections
                 .applier
                 .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
-                    Ok((row.get(1)?, row.get(2)?))
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
                 })?;
-        let complete = pages == done;
+        let complete = !busy && pages >= 0 && pages == done;
         if complete {
             self.connections.wal_pages.store(0, Ordering::Relaxed);
             if let Some(log) = &self.log {

@@ -31,6 +31,8 @@ pub(crate) struct Config {
     pub dir: PathBuf,
     pub steps: &'static [Step],
     pub projections: Vec<Arc<dyn Projection>>,
+    /// Pages of SQLite's write-ahead log that start a checkpoint.
+    pub checkpoint_pages: u32,
     /// SQLite's file layer; another one in tests.
     pub vfs: Option<&'static str>,
     /// Free bytes of the directory's file system.

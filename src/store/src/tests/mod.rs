@@ -1,7 +1,10 @@
 //! Tests of the whole room.
 
 mod basics;
+mod crash;
+mod sim;
 mod suite;
+mod vfs;
 
 use std::path::Path;
 

@@ -3,7 +3,7 @@
 use openraft::testing::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
-use crate::log::{Directory, LogStore, SEGMENT};
+use crate::log::{Directory, LogStore};
 use crate::machine::database::Order;
 use crate::machine::{Config, Machine};
 use crate::raft::{StorageError, Types};
@@ -26,13 +26,14 @@ impl StoreBuilder<Types, LogStore, Machine, Guard> for Builder {
     async fn build(&self) -> Result<(Guard, LogStore, Machine), StorageError> {
         let dir = tempfile::tempdir().unwrap();
         let disk = Directory::new(dir.path().join("log")).unwrap();
-        let log = LogStore::open(Arc::new(disk), SEGMENT.min(64 << 10), ()).unwrap();
+        let log = LogStore::open(Arc::new(disk), 64 << 10, ()).unwrap();
         log.set_durable(u64::MAX);
         let config = Config {
             id: 0,
             dir: dir.path().to_owned(),
             steps: super::STEPS,
             projections: Vec::new(),
+            checkpoint_pages: 1000,
             vfs: None,
             free: crate::log::free_bytes,
         };
