@@ -2,9 +2,11 @@
 //!
 //! - [`pool`]: where volumes and images have their bytes; used by the daemon.
 //! - [`run`]: the body of `allod disk`, which serves one volume to one guest.
+//! - [`convert`]: the body of the child that turns uploads into images.
 //! - [`config_drive`]: the small volume that tells a guest who it is.
 
 pub mod config_drive;
+pub mod convert;
 mod io;
 pub mod pool;
 mod serve;
