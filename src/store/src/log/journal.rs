@@ -20,8 +20,11 @@ use crate::error::Error;
 use crate::raft::{LogId, Vote};
 
 const SPARE: &str = "spare";
-/// Room that is kept in the active segment for votes, blank entries and memberships while no new segment can be made.
+/// Room that is kept in the active segment for votes, blank entries and memberships while no new segment can be made;
+/// at most an eighth of it.
 const MARGIN: usize = 64 << 10;
+/// Room for a segment's first record.
+const FIRST: usize = 2 << 10;
 
 /// Where an entry's payload is.
 #[derive(Clone)]
@@ -350,7 +353,7 @@ impl Journal {
     /// An entry of this size can be appended, and room remains for Raft's own records. Makes a spare segment if need be.
     pub(crate) fn reserve(&mut self, payload: usize) -> io::Result<()> {
         self.usable()?;
-        let needed = record::size(payload) + MARGIN;
+        let needed = record::size(payload) + self.margin();
         let left = self.active()?.size - self.end;
         if left < self.segment_size / 2 || left < needed {
             match self.make_spare(needed) {
@@ -362,8 +365,12 @@ impl Journal {
         Ok(())
     }
 
+    fn margin(&self) -> usize {
+        MARGIN.min(self.segment_size / 8)
+    }
+
     fn make_spare(&mut self, needed: usize) -> io::Result<()> {
-        let size = self.segment_size.max(needed + MARGIN);
+        let size = self.segment_size.max(needed + FIRST);
         if self.spare.as_ref().is_some_and(|(_, spare)| *spare >= size) {
             return Ok(());
         }
@@ -392,8 +399,10 @@ impl Journal {
     /// Bytes that an entry may have without a call of `reserve`.
     pub(crate) fn room(&self) -> usize {
         match (&self.spare, self.segments.back()) {
-            (Some((_, spare)), _) => spare.saturating_sub(2 * MARGIN),
-            (None, Some(active)) => (active.size - self.end).saturating_sub(self.segment_size / 2 + MARGIN),
+            (Some((_, spare)), _) => spare.saturating_sub(FIRST + record::HEADER + self.margin()),
+            (None, Some(active)) => {
+                (active.size - self.end).saturating_sub(self.segment_size / 2 + self.margin())
+            }
             (None, None) => 0,
         }
     }

@@ -2,7 +2,7 @@
 
 mod basics;
 mod crash;
-mod sim;
+pub(crate) mod sim;
 mod suite;
 mod vfs;
 

@@ -177,6 +177,15 @@ pub(crate) fn acknowledge(machine: &Machine, client: usize, value: i64) {
     world(machine).happen(Op::Acknowledged { client, value });
 }
 
+/// Somebody removes a file.
+pub(crate) fn remove(machine: &Machine, folder: Folder, name: &str) -> bool {
+    world(machine)
+        .image
+        .names
+        .remove(&(folder, name.to_owned()))
+        .is_some()
+}
+
 pub(crate) fn sync_database_folder(machine: &Machine) {
     world(machine).happen(Op::SyncFolder {
         folder: Folder::Database,
