@@ -178,7 +178,8 @@ impl Store {
         Store::open_member(options, Member::default()).await
     }
 
-    /// Opens the state of a node among others.
+    /// Opens the state of a node among others. Unless it is on its own, it does not wait for them: hand their messages
+    /// to [`Store::raft`], then wait for [`Store::ready`].
     pub async fn open_member(options: Options, member: Member) -> Result<Store, Error> {
         let layers = Layers::system(&options.dir)?;
         Store::open_on(options, member, layers).await
@@ -223,58 +224,58 @@ impl Store {
             reading: Arc::new(Semaphore::new(READERS)),
             waiting: Semaphore::new(WAITING),
         }));
-        store.start(id, node, first).await?;
-        store.migrate().await?;
+        if store.start(id, node, first).await? {
+            store.ready().await?;
+        }
         store.0.machine.ask(Order::Load).await??;
         Ok(store)
     }
 
-    /// Starts Raft and waits until this node leads or follows.
-    async fn start(&self, id: NodeId, node: Node, first: bool) -> Result<(), Error> {
+    /// Waits until this node leads, or follows a leader. If it leads, the schema is then this release's.
+    pub async fn ready(&self) -> Result<(), Error> {
+        match tokio::time::timeout(PATIENCE, self.0.machine.ask(Order::Ready)).await {
+            Ok(answer) => answer??,
+            Err(_) => return Err(Error::NotLeader { leader: None }),
+        }
+        self.migrate().await
+    }
+
+    /// Starts Raft; this node is on its own.
+    async fn start(&self, id: NodeId, node: Node, first: bool) -> Result<bool, Error> {
         let Inner {
             machine,
             raft,
             runtime,
             ..
         } = &*self.0;
-        let (ready, answer) = oneshot::channel();
         let proposer = Proposer {
             raft: raft.clone(),
             runtime: runtime.clone(),
             orders: machine.orders(),
         };
-        machine.tell(Order::Start(proposer, ready))?;
+        machine.tell(Order::Start(proposer))?;
         runtime.spawn(watch(raft.clone(), machine.orders(), id));
         let fatal = |error: openraft::error::Fatal<NodeId>| Error::Stopped(error.to_string());
-        if !raft.is_initialized().await.map_err(fatal)? {
-            if !first {
-                // It waits to be added by the leader; there is nothing to be ready for yet.
-                raft.runtime_config().tick(true);
-                return Ok(());
+        if raft.is_initialized().await.map_err(fatal)? {
+            let metrics = raft.metrics().borrow().clone();
+            let alone = metrics
+                .membership_config
+                .membership()
+                .voter_ids()
+                .all(|voter| voter == id);
+            if alone {
+                raft.trigger().elect().await.map_err(fatal)?;
             }
+            Ok(alone)
+        } else if first {
             raft.initialize(BTreeMap::from([(id, node)]))
                 .await
                 .map_err(|error| Error::Stopped(format!("Raft cannot be initialised: {error}")))?;
+            Ok(true)
         } else {
-            let alone = {
-                let metrics = raft.metrics().borrow().clone();
-                metrics
-                    .membership_config
-                    .membership()
-                    .voter_ids()
-                    .all(|voter| voter == id)
-            };
-            if alone {
-                raft.trigger().elect().await.map_err(fatal)?;
-            } else {
-                raft.runtime_config().tick(true);
-            }
+            // It waits to be added by the leader.
+            Ok(false)
         }
-        let stopped = || Error::Stopped("the database's thread has ended".to_owned());
-        tokio::time::timeout(PATIENCE, answer)
-            .await
-            .map_err(|_| Error::NotLeader { leader: None })?
-            .map_err(|_| stopped())?
     }
 
     /// Proposes the schema's steps that were not applied yet, if this node leads.
@@ -466,11 +467,20 @@ impl Drop for Inner {
 async fn watch(raft: Raft, orders: std::sync::mpsc::Sender<Order>, id: NodeId) {
     let mut metrics = raft.server_metrics();
     let full: tokio::sync::watch::Receiver<openraft::RaftMetrics<NodeId, Node>> = raft.metrics();
-    // This task must not keep Raft alive.
-    drop(raft);
+    let mut ticking = None;
     loop {
         let role = {
             let now = metrics.borrow_and_update();
+            // A node on its own needs no heartbeats; as soon as there are two, they watch each other.
+            let tick = now
+                .membership_config
+                .membership()
+                .nodes()
+                .any(|(node, _)| *node != id);
+            if ticking != Some(tick) {
+                ticking = Some(tick);
+                raft.runtime_config().tick(tick);
+            }
             match (now.state, now.current_leader) {
                 (ServerState::Leader, _) => Role::Leader {
                     term: now.vote.leader_id().term,

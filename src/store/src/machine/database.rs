@@ -43,7 +43,8 @@ const FULL_PAUSE: Duration = Duration::from_millis(200);
 /// What the thread is asked to do.
 pub(crate) enum Order {
     Write(Waiting),
-    Start(Proposer, oneshot::Sender<Result<(), Error>>),
+    Start(Proposer),
+    Ready(oneshot::Sender<Result<(), Error>>),
     Role(Role),
     Refused {
         first: uuid::Uuid,
@@ -94,7 +95,8 @@ pub(crate) struct Database {
     state: State,
     shapes: HashMap<String, Shape>,
     proposer: Option<Proposer>,
-    ready: Option<oneshot::Sender<Result<(), Error>>>,
+    /// Who waits for this node to lead or follow.
+    ready: Vec<oneshot::Sender<Result<(), Error>>>,
     role: Role,
     /// The term whose blank entry, written by this node, was applied.
     blank_term: Option<u64>,
@@ -143,7 +145,7 @@ impl Database {
             state,
             shapes,
             proposer: None,
-            ready: None,
+            ready: Vec::new(),
             role: Role::Unknown,
             blank_term: None,
             pending: VecDeque::new(),
@@ -200,9 +202,9 @@ impl Database {
                 Some(error) => waiting.finish(Err(error)),
                 None => self.pending.push_back(waiting),
             },
-            Order::Start(proposer, ready) => {
-                self.proposer = Some(proposer);
-                self.ready = Some(ready);
+            Order::Start(proposer) => self.proposer = Some(proposer),
+            Order::Ready(reply) => {
+                self.ready.push(reply);
                 self.announce();
             }
             Order::Role(role) => {
@@ -247,16 +249,15 @@ impl Database {
         }
     }
 
-    /// Tells whoever opened the store that it works, or why it does not.
+    /// Tells whoever waits that the store works, or why it does not.
     fn announce(&mut self) {
-        if let Some(error) = &self.stopped {
-            if let Some(ready) = self.ready.take() {
-                let _ = ready.send(Err(error.clone()));
-            }
-        } else if (self.leads() || matches!(self.role, Role::Follower { leader: Some(_) }))
-            && let Some(ready) = self.ready.take()
-        {
-            let _ = ready.send(Ok(()));
+        let result = match &self.stopped {
+            Some(error) => Err(error.clone()),
+            None if self.leads() || matches!(self.role, Role::Follower { leader: Some(_) }) => Ok(()),
+            None => return,
+        };
+        for ready in self.ready.drain(..) {
+            let _ = ready.send(result.clone());
         }
     }
 
@@ -530,7 +531,12 @@ impl Database {
     /// Lets the projections follow, then everybody else.
     fn publish(&mut self, event: Event, reload: bool) -> Result<(), Error> {
         if self.live {
-            let followed = if reload {
+            let behind = self
+                .config
+                .steps
+                .last()
+                .is_some_and(|step| step.number > self.state.version);
+            let followed = if reload || behind {
                 self.load_projections()
             } else {
                 let conn = &self.connections.applier;
@@ -552,7 +558,16 @@ impl Database {
         Ok(())
     }
 
+    /// Builds the projections anew, once the schema that they read is there (a node that joins has to catch up).
     fn load_projections(&self) -> Result<(), Error> {
+        if self
+            .config
+            .steps
+            .last()
+            .is_some_and(|step| step.number > self.state.version)
+        {
+            return Ok(());
+        }
         let conn = &self.connections.applier;
         self.config
             .projections

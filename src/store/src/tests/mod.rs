@@ -1,7 +1,9 @@
 //! Tests of the whole room.
 
 mod basics;
+mod cluster;
 mod crash;
+mod full;
 pub(crate) mod sim;
 mod suite;
 mod vfs;
