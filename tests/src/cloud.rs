@@ -419,10 +419,16 @@ impl Cloud {
                 .collect();
             anyhow::anyhow!("processes left behind: {}", names.join("; "))
         });
-        let traces = Traces::take(self.netns.as_ref(), self.folder.path());
-        let traces = traces.and_then(|now| {
-            let result = Traces::check(&self.before, &now);
-            if result.is_err() {
+        // The kernel detaches a loop device when its last user is gone, a moment later.
+        let look = || Traces::take(self.netns.as_ref(), self.folder.path());
+        let clean = || look().and_then(|now| Traces::check(&self.before, &now));
+        let gone = wait_for("no traces", Duration::from_secs(5), || Ok(clean().ok()));
+        let traces = gone.or_else(|_| {
+            let result = clean().with_context(|| match host::holders(self.folder.path()) {
+                holders if holders.is_empty() => "no process sees its mounts".to_owned(),
+                holders => format!("its mounts are seen by: {}", holders.join("; ")),
+            });
+            if let Ok(now) = look() {
                 self.sweep(&now);
             }
             result

@@ -163,6 +163,19 @@ impl Traces {
     }
 }
 
+/// Processes in whose mount namespace something is mounted below a folder, or from a file below it.
+pub fn holders(folder: &Path) -> Vec<String> {
+    let folder = folder.to_string_lossy();
+    let sees = |p: &Process| {
+        fs::read_to_string(format!("/proc/{}/mountinfo", p.pid)).is_ok_and(|mounts| mounts.contains(&*folder))
+    };
+    processes()
+        .into_iter()
+        .filter(sees)
+        .map(|p| format!("{} ({})", p.command, p.pid))
+        .collect()
+}
+
 /// Waits until a condition holds; looks often at first, then less often.
 pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let began = Instant::now();
