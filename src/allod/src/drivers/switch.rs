@@ -85,15 +85,12 @@ impl SwitchDriver {
         }
     }
 
-    /// Take over the switch of an earlier daemon, or start one.
+    /// Take over the switch of an earlier daemon. If there is none, one is started when it is first needed.
     pub async fn open(&self) -> Result<(), DriverError> {
         let driver = self.clone();
         self.with(move |inner| {
-            if let Some(live) = inner.find() {
-                inner.live = Some(live);
-                driver.watch(inner)?;
-            }
-            driver.ensure_live(inner)
+            inner.live = inner.find();
+            driver.watch(inner)
         })
         .await
     }
