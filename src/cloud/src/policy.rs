@@ -30,7 +30,11 @@ pub struct Rule {
 
 /// Shorthand for a row.
 pub const fn rule(resource: &'static str, action: &'static str, who: Who) -> Rule {
-    Rule { resource, action, who }
+    Rule {
+        resource,
+        action,
+        who,
+    }
 }
 
 /// All tables, one per service.
@@ -48,10 +52,15 @@ impl Context {
     /// # Errors
     /// 403 if the role is missing, or if no row allows the action at all.
     pub fn require(&self, resource: &str, action: &str) -> Result<()> {
-        let row = TABLES.iter().flat_map(|t| t.iter()).find(|r| r.resource == resource && r.action == action);
+        let row = TABLES
+            .iter()
+            .flat_map(|t| t.iter())
+            .find(|r| r.resource == resource && r.action == action);
         let allowed = match row.map(|r| r.who) {
             Some(Who::Anyone) => true,
-            Some(Who::Reader) => ["reader", "member", "manager", "admin"].iter().any(|r| self.has_role(r)),
+            Some(Who::Reader) => ["reader", "member", "manager", "admin"]
+                .iter()
+                .any(|r| self.has_role(r)),
             Some(Who::Member) => ["member", "manager", "admin"].iter().any(|r| self.has_role(r)),
             Some(Who::Manager) => ["manager", "admin"].iter().any(|r| self.has_role(r)),
             Some(Who::Admin) => self.has_role("admin"),
@@ -60,7 +69,91 @@ impl Context {
         if allowed {
             Ok(())
         } else {
-            Err(Error::Forbidden(format!("Policy doesn't allow {resource}:{action} to be performed.")))
+            Err(Error::Forbidden(format!(
+                "Policy doesn't allow {resource}:{action} to be performed."
+            )))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fmt::Write;
+    use std::path::Path;
+
+    use super::*;
+
+    const SERVICES: [&str; 4] = ["identity", "image", "compute", "network"];
+    const ROLES: [&str; 4] = ["reader", "member", "manager", "admin"];
+
+    fn context(role: Option<&str>) -> Context {
+        Context {
+            roles: role.into_iter().map(str::to_owned).collect(),
+            ..Context::system()
+        }
+    }
+
+    /// Every resource × action × role, as the golden files have it. A change of a table changes its file, so that a
+    /// reviewer sees who may do what from now on: run the tests with `ALLOD_BLESS=1` to rewrite them.
+    #[test]
+    fn every_resource_action_and_role_is_as_the_golden_files_say() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/policy");
+        let mut wrong = Vec::new();
+        for (service, table) in SERVICES.iter().zip(TABLES) {
+            let mut text = format!("{:<28}{:<26}{:>6}", "resource", "action", "none");
+            for role in ROLES {
+                let _ = write!(text, "{role:>9}");
+            }
+            text.push('\n');
+            let mut rows: Vec<&Rule> = table.iter().collect();
+            rows.sort_by_key(|row| (row.resource, row.action));
+            for row in rows {
+                let word = |role| {
+                    if context(role).require(row.resource, row.action).is_ok() {
+                        "yes"
+                    } else {
+                        "-"
+                    }
+                };
+                let _ = write!(text, "{:<28}{:<26}{:>6}", row.resource, row.action, word(None));
+                for role in ROLES {
+                    let _ = write!(text, "{:>9}", word(Some(role)));
+                }
+                text.push('\n');
+            }
+            let file = folder.join(format!("{service}.txt"));
+            if std::env::var_os("ALLOD_BLESS").is_some() {
+                std::fs::create_dir_all(&folder).unwrap();
+                std::fs::write(&file, &text).unwrap();
+            } else if std::fs::read_to_string(&file).unwrap_or_default() != text {
+                wrong.push(file);
+            }
+        }
+        assert!(
+            wrong.is_empty(),
+            "who may do what has changed: {wrong:?}; if it shall, run with ALLOD_BLESS=1"
+        );
+    }
+
+    #[test]
+    fn no_action_stands_twice() {
+        let mut seen = BTreeSet::new();
+        for row in TABLES.iter().flat_map(|table| table.iter()) {
+            assert!(
+                seen.insert((row.resource, row.action)),
+                "{}:{} stands twice",
+                row.resource,
+                row.action
+            );
+        }
+    }
+
+    #[test]
+    fn what_no_row_allows_is_forbidden_to_everyone() {
+        assert!(matches!(
+            context(Some("admin")).require("servers", "no such action"),
+            Err(Error::Forbidden(_))
+        ));
     }
 }

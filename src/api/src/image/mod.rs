@@ -1,10 +1,90 @@
-//! image.
+//! Glance v2 under `/image`.
+
+mod data;
+mod filter;
+mod images;
+mod members;
+mod patch;
+mod schemas;
+mod shape;
+mod versions;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use uuid::Uuid;
 
 use crate::AppState;
+use crate::fault::{Fault, Service};
+
+/// What a handler of this service returns.
+type Answer = Result<Response, Refusal>;
+
+/// Any error on its way out of this service.
+struct Refusal(Fault);
+
+impl From<cloud::Error> for Refusal {
+    fn from(error: cloud::Error) -> Self {
+        Refusal(Fault::new(Service::Image, error))
+    }
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Refusal(fault)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        self.0.into_response()
+    }
+}
+
+fn no_content() -> Response {
+    StatusCode::NO_CONTENT.into_response()
+}
+
+/// Clients try names where ids belong; these are then not found.
+fn parse_id(id: &str) -> Result<Uuid, cloud::Error> {
+    let parsed = if id.len() == 36 {
+        Uuid::try_parse(id).ok()
+    } else {
+        None
+    };
+    parsed.ok_or_else(|| cloud::Error::not_found("Image", id))
+}
 
 /// Routes below `/image`.
 pub fn router() -> Router<AppState> {
+    let data = put(data::upload)
+        .get(data::download)
+        .layer(DefaultBodyLimit::disable());
     Router::new()
+        .route("/", get(versions::choose))
+        .route("/versions", get(versions::list))
+        .route("/v2/images", get(images::list).post(images::create))
+        .route(
+            "/v2/images/{id}",
+            get(images::show).patch(images::update).delete(images::delete),
+        )
+        .route("/v2/images/{id}/file", data)
+        .route("/v2/images/{id}/actions/deactivate", post(images::deactivate))
+        .route("/v2/images/{id}/actions/reactivate", post(images::reactivate))
+        .route(
+            "/v2/images/{id}/tags/{tag}",
+            put(images::add_tag).delete(images::remove_tag),
+        )
+        .route("/v2/images/{id}/members", get(members::list).post(members::add))
+        .route(
+            "/v2/images/{id}/members/{member}",
+            get(members::show).put(members::answer).delete(members::remove),
+        )
+        .route("/v2/schemas/image", get(schemas::image))
+        .route("/v2/schemas/images", get(schemas::images))
+        .route("/v2/schemas/member", get(schemas::member))
+        .route("/v2/schemas/members", get(schemas::members))
+        .route("/v2/info/import", get(versions::import_methods))
 }

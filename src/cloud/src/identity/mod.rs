@@ -293,3 +293,6 @@ fn new_id() -> String {
 pub fn projection(identity: &Arc<Identity>) -> Arc<dyn store::Projection> {
     identity.clone()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,442 @@
+//! An image's bytes: they arrive in a staging file, are hashed on the way, and are converted in a jailed step.
+
+use std::io::{self, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use md5::Md5;
+use model::disk::{Converted, ImageFormat};
+use rusqlite::params;
+use sha2::{Digest, Sha512};
+use tokio::fs::File;
+use tokio::io::{AsyncSeekExt, AsyncWriteExt, BufWriter};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use uuid::Uuid;
+
+use super::{Image, Status, find, find_own, format_name, load};
+use crate::identity::now;
+use crate::{Cloud, Context, Error, Result};
+
+/// Uploads at once; more are told to come again. Each holds a file of up to the largest image's size.
+const UPLOADS: usize = 16;
+/// Conversions at once; more wait.
+const CONVERSIONS: usize = 2;
+
+static UPLOADING: Semaphore = Semaphore::const_new(UPLOADS);
+static CONVERTING: Semaphore = Semaphore::const_new(CONVERSIONS);
+
+fn staged(cloud: &Cloud, id: Uuid) -> PathBuf {
+    cloud.config.staging_dir.join(format!("{id}.upload"))
+}
+
+/// Where an uploaded file is kept that the raw form does not begin with.
+fn original(cloud: &Cloud, id: Uuid) -> PathBuf {
+    cloud.config.staging_dir.join("originals").join(id.to_string())
+}
+
+/// The raw form begins with the uploaded bytes.
+fn is_plain(format: ImageFormat) -> bool {
+    matches!(format, ImageFormat::Raw | ImageFormat::Iso)
+}
+
+/// Takes an image's bytes and returns once it is active. However it ends, an image is not left half done.
+///
+/// # Errors
+/// 404, 403, 409 unless it is queued, 400 for bytes that are not what they should be, 413 for too many, 503 if
+/// there are too many uploads or there is no space.
+pub async fn upload<S, E>(
+    cloud: &Arc<Cloud>,
+    ctx: &Context,
+    id: Uuid,
+    length: Option<u64>,
+    bytes: S,
+) -> Result<()>
+where
+    S: Stream<Item = std::result::Result<Bytes, E>> + Send + Unpin,
+    E: std::fmt::Display,
+{
+    ctx.require("images", "upload")?;
+    let limit = cloud.config.max_image_bytes;
+    if length.is_some_and(|length| length > limit) {
+        return Err(too_large(limit));
+    }
+    let permit = UPLOADING.try_acquire();
+    let permit =
+        permit.map_err(|_| Error::Unavailable("Too many uploads at once; try again in a moment.".into()))?;
+    // Tasks of their own: what has begun ends, also if the client goes away and this future is dropped. Then nobody
+    // takes the upload over, and it puts the image back.
+    let task = tokio::spawn(begin(cloud.clone(), ctx.clone(), id, permit));
+    let (mut upload, format) = task
+        .await
+        .map_err(|error| Error::Internal(format!("image upload: {error}")))??;
+    let received = match receive(&staged(cloud, id), limit, bytes).await {
+        Ok(received) => received,
+        Err(error) => {
+            put_back(cloud, id).await;
+            upload.done = true;
+            return Err(error);
+        }
+    };
+    let task = tokio::spawn(upload.convert(format, received));
+    task.await
+        .map_err(|error| Error::Internal(format!("image conversion: {error}")))?
+}
+
+/// Puts an image into the hands of one upload.
+async fn begin(
+    cloud: Arc<Cloud>,
+    ctx: Context,
+    id: Uuid,
+    permit: SemaphorePermit<'static>,
+) -> Result<(Upload, ImageFormat)> {
+    let (caller, now) = (ctx.user_id.clone(), now());
+    let format = cloud
+        .store
+        .write(&caller, move |conn| {
+            let image = find_own(conn, &ctx, id)?;
+            if image.status != Status::Queued {
+                return Err(Error::Conflict(format!(
+                    "Image status transition from {} to saving is not allowed",
+                    image.status.name()
+                )));
+            }
+            let format = image.disk_format.filter(|_| image.container_format.is_some());
+            let format = format.ok_or_else(|| {
+                Error::BadRequest(
+                    "Properties disk_format, container_format must be set prior to saving data.".into(),
+                )
+            })?;
+            set_status(conn, id, Status::Saving, now)?;
+            Ok(format)
+        })
+        .await?;
+    Ok((
+        Upload {
+            cloud,
+            id,
+            done: false,
+            _permit: permit,
+        },
+        format,
+    ))
+}
+
+/// The bytes that arrived.
+struct Received {
+    size: u64,
+    md5: String,
+    sha512: String,
+}
+
+async fn receive<S, E>(path: &Path, limit: u64, mut bytes: S) -> Result<Received>
+where
+    S: Stream<Item = std::result::Result<Bytes, E>> + Send + Unpin,
+    E: std::fmt::Display,
+{
+    if let Some(dir) = path.parent() {
+        tokio::fs::create_dir_all(dir)
+            .await
+            .map_err(|error| storage(path, &error))?;
+    }
+    let file = File::create(path).await.map_err(|error| storage(path, &error))?;
+    let mut file = BufWriter::with_capacity(256 * 1024, file);
+    let (mut size, mut md5, mut sha512) = (0_u64, Md5::new(), Sha512::new());
+    while let Some(chunk) = bytes.next().await {
+        let chunk = chunk.map_err(|error| Error::BadRequest(format!("The upload broke off: {error}")))?;
+        size += chunk.len() as u64;
+        if size > limit {
+            return Err(too_large(limit));
+        }
+        md5.update(&chunk);
+        sha512.update(&chunk);
+        file.write_all(&chunk)
+            .await
+            .map_err(|error| storage(path, &error))?;
+    }
+    file.flush().await.map_err(|error| storage(path, &error))?;
+    if size == 0 {
+        return Err(Error::BadRequest("The upload has no bytes.".into()));
+    }
+    Ok(Received {
+        size,
+        md5: hex(&md5.finalize()),
+        sha512: hex(&sha512.finalize()),
+    })
+}
+
+fn too_large(limit: u64) -> Error {
+    Error::TooLarge(format!(
+        "Denying attempt to upload image larger than {limit} bytes."
+    ))
+}
+
+fn storage(path: &Path, error: &io::Error) -> Error {
+    if error.kind() == io::ErrorKind::StorageFull {
+        tracing::error!(path = %path.display(), "no space for uploaded images: free some on this disk");
+        return Error::Unavailable("There is not enough disk space on the image storage media.".into());
+    }
+    Error::Internal(format!("{}: {error}", path.display()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+fn set_status(conn: &rusqlite::Connection, id: Uuid, status: Status, now: i64) -> Result<()> {
+    let sql = "UPDATE images SET status = ?2, updated_at = ?3 WHERE id = ?1";
+    conn.execute(sql, params![id.to_string(), status.name(), now])?;
+    Ok(())
+}
+
+/// An image between `queued` and `active`. Dropped before its end, it puts everything back.
+struct Upload {
+    cloud: Arc<Cloud>,
+    id: Uuid,
+    done: bool,
+    _permit: SemaphorePermit<'static>,
+}
+
+impl Upload {
+    async fn convert(mut self, format: ImageFormat, received: Received) -> Result<()> {
+        let (cloud, id) = (self.cloud.clone(), self.id);
+        let result = import(&cloud, id, format, &received).await;
+        let result = match result {
+            Ok(converted) => finish(&cloud, id, received, converted, !is_plain(format)).await,
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            let _ = cloud.drivers.disks.delete_image(id).await;
+            put_back(&cloud, id).await;
+        }
+        self.done = true;
+        result
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        // The client went away. (Without a runtime the daemon is ending, and puts things
+        // back when it starts again.)
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (cloud, id) = (self.cloud.clone(), self.id);
+            runtime.spawn(async move { put_back(&cloud, id).await });
+        }
+    }
+}
+
+async fn import(cloud: &Cloud, id: Uuid, format: ImageFormat, received: &Received) -> Result<Converted> {
+    let importing = cloud.store.write("image", move |conn| {
+        let image = load(conn, id)?;
+        set_status(conn, image.id, Status::Importing, now())
+    });
+    importing.await?;
+    let path = staged(cloud, id);
+    if !is_plain(format) {
+        // A second name: the conversion removes the first.
+        let kept = original(cloud, id);
+        let dir = kept.parent().unwrap_or(Path::new("/")).to_owned();
+        tokio::fs::create_dir_all(&dir)
+            .await
+            .map_err(|error| storage(&dir, &error))?;
+        let _ = tokio::fs::remove_file(&kept).await;
+        tokio::fs::hard_link(&path, &kept)
+            .await
+            .map_err(|error| storage(&kept, &error))?;
+        let file = File::open(&kept).await.map_err(|error| storage(&kept, &error))?;
+        file.sync_all().await.map_err(|error| storage(&kept, &error))?;
+    }
+    let _permit = CONVERTING
+        .acquire()
+        .await
+        .map_err(|error| Error::Internal(error.to_string()))?;
+    let converted = cloud.drivers.disks.import_image(id, &path, format).await?;
+    if converted.format != format && !(is_plain(format) && is_plain(converted.format)) {
+        return Err(Error::BadRequest(format!(
+            "The image's bytes are {}, its disk_format says {}.",
+            format_name(converted.format),
+            format_name(format)
+        )));
+    }
+    if is_plain(format) && converted.virtual_size < received.size {
+        return Err(Error::Internal(format!(
+            "image {id} lost bytes in its conversion"
+        )));
+    }
+    Ok(converted)
+}
+
+async fn finish(
+    cloud: &Cloud,
+    id: Uuid,
+    received: Received,
+    converted: Converted,
+    original: bool,
+) -> Result<()> {
+    let size = i64::try_from(received.size).map_err(|_| Error::Internal("an image's size".into()))?;
+    let virtual_size =
+        i64::try_from(converted.virtual_size).map_err(|_| Error::Internal("an image's size".into()))?;
+    let now = now();
+    cloud
+        .store
+        .write("image", move |conn| {
+            load(conn, id)?;
+            conn.execute(
+                "UPDATE images SET status = 'active', size = ?2, checksum = ?3, os_hash_value = ?4,
+                     virtual_size = ?5, original = ?6, updated_at = ?7 WHERE id = ?1",
+                params![
+                    id.to_string(),
+                    size,
+                    received.md5,
+                    received.sha512,
+                    virtual_size,
+                    original,
+                    now
+                ],
+            )?;
+            Ok(())
+        })
+        .await
+}
+
+/// After a failed upload: `queued` again, or gone if it was deleted meanwhile.
+async fn put_back(cloud: &Cloud, id: Uuid) {
+    let _ = tokio::fs::remove_file(staged(cloud, id)).await;
+    let _ = tokio::fs::remove_file(original(cloud, id)).await;
+    let now = now();
+    let queued = cloud.store.write("image", move |conn| {
+        let sql = "UPDATE images SET status = 'queued', updated_at = ?2 WHERE id = ?1
+             AND status IN ('saving', 'importing')";
+        Ok::<_, Error>(conn.execute(sql, params![id.to_string(), now])? > 0)
+    });
+    let done = match queued.await {
+        Ok(true) => Ok(()),
+        Ok(false) => purge(cloud, id).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = done {
+        tracing::error!(image = %id, %error, "a failed upload could not be cleared up; the next start does it");
+    }
+}
+
+/// Removes what is left of an image that is `pending_delete`.
+pub(super) async fn purge(cloud: &Cloud, id: Uuid) -> Result<()> {
+    let going = cloud.store.read(move |conn| {
+        let mut sql =
+            conn.prepare_cached("SELECT 1 FROM images WHERE id = ?1 AND status = 'pending_delete'")?;
+        Ok::<_, Error>(sql.exists([id.to_string()])?)
+    });
+    if !going.await? {
+        return Ok(());
+    }
+    cloud.drivers.disks.delete_image(id).await?;
+    let _ = tokio::fs::remove_file(original(cloud, id)).await;
+    cloud
+        .store
+        .write("image", move |conn| {
+            conn.execute("DELETE FROM image_members WHERE image_id = ?1", [id.to_string()])?;
+            conn.execute(
+                "DELETE FROM images WHERE id = ?1 AND status = 'pending_delete'",
+                [id.to_string()],
+            )?;
+            Ok(())
+        })
+        .await
+}
+
+/// At the daemon's start: uploads that the last one did not end are `queued` again, images that were going go.
+///
+/// # Errors
+/// If the store cannot be read or written, or bytes cannot be removed.
+pub async fn recover(cloud: &Cloud) -> Result<()> {
+    let rows: Vec<(String, String)> = cloud
+        .store
+        .read(|conn| {
+            let sql =
+                "SELECT id, status FROM images WHERE status IN ('saving', 'importing', 'pending_delete')";
+            let mut sql = conn.prepare(sql)?;
+            let rows = sql.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok::<_, Error>(rows.collect::<rusqlite::Result<_>>()?)
+        })
+        .await?;
+    for (id, status) in rows {
+        let Ok(id) = id.parse::<Uuid>() else { continue };
+        if status == "pending_delete" {
+            purge(cloud, id).await?;
+        } else {
+            cloud.drivers.disks.delete_image(id).await?;
+            put_back(cloud, id).await;
+        }
+    }
+    // What no row knows of.
+    let mut files = match tokio::fs::read_dir(&cloud.config.staging_dir).await {
+        Ok(files) => files,
+        Err(_) => return Ok(()),
+    };
+    while let Ok(Some(file)) = files.next_entry().await {
+        if file.path().extension().is_some_and(|end| end == "upload") {
+            let _ = tokio::fs::remove_file(file.path()).await;
+        }
+    }
+    Ok(())
+}
+
+/// A file that gives exactly the uploaded bytes, as far as its first `size`.
+pub struct Download {
+    /// The image.
+    pub image: Image,
+    /// How many bytes there are in all.
+    pub size: u64,
+    /// The file, at its beginning.
+    pub file: File,
+}
+
+/// The bytes of an image; `None` while it has none.
+///
+/// # Errors
+/// 404, 403 while it is deactivated.
+pub async fn download(cloud: &Cloud, ctx: &Context, id: Uuid) -> Result<Option<Download>> {
+    ctx.require("images", "download")?;
+    let caller = ctx.clone();
+    let image: Image = cloud.store.read(move |conn| find(conn, &caller, id)).await?;
+    match image.status {
+        Status::Active => {}
+        Status::Deactivated if ctx.is_admin() => {}
+        Status::Deactivated => {
+            return Err(Error::Forbidden(
+                "The requested image has been deactivated. Image data download is forbidden.".into(),
+            ));
+        }
+        _ => return Ok(None),
+    }
+    let path = if image.original {
+        original(cloud, id)
+    } else {
+        cloud.drivers.disks.image_path(id)
+    };
+    let file = File::open(&path).await.map_err(|error| storage(&path, &error))?;
+    let size = image.size.unwrap_or(0);
+    Ok(Some(Download { image, size, file }))
+}
+
+impl Download {
+    /// Goes to this byte.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub async fn seek(&mut self, to: u64) -> Result<()> {
+        let done = self.file.seek(SeekFrom::Start(to)).await;
+        done.map(|_| ())
+            .map_err(|error| Error::Internal(format!("image {}: {error}", self.image.id)))
+    }
+}
