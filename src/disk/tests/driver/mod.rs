@@ -47,7 +47,7 @@ const AVAIL: u64 = 0x1000;
 const USED: u64 = 0x2000;
 const HEADERS: u64 = 0x3000;
 const STATUS: u64 = 0x3c00;
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Options {
     pub queues: u16,
