@@ -30,7 +30,7 @@ pub async fn bootstrap(cloud: &Cloud) -> Result<()> {
         .await
 }
 
-fn make_external(conn: &Connection, config: &Config, external: &External) -> Result<()> {
+pub(super) fn make_external(conn: &Connection, config: &Config, external: &External) -> Result<()> {
     if let Some(mut network) = networks::all(conn)?
         .into_iter()
         .find(|network| !network.uplink.is_empty())

@@ -1,6 +1,7 @@
 //! The tables that the switch of this node obeys, from the rows. A pure reading: the same rows give the same tables.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
 
 use model::net::{self, Attachment, Metadata, PortMatch, Remote, Tables};
@@ -8,7 +9,7 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 use super::floating_ips::{self, FloatingIp};
-use super::networks;
+use super::networks::{self, Network};
 use super::ports::{self, PortRow};
 use super::routers::{self, Router};
 use super::rows::Condition;
@@ -21,8 +22,9 @@ use crate::{Config, Result};
 /// switch answers everywhere.
 const LAST_RESORT: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
-/// What the metadata service tells on a port of this server.
-pub type MetadataOf<'a> = &'a mut dyn FnMut(&Connection, Uuid) -> Result<Option<Metadata>>;
+/// What the metadata service tells on the ports of a server. The number stands for everything of this room that the
+/// documents speak of: as long as it stays the same, so do they, unless the server itself changes.
+pub type MetadataOf<'a> = &'a mut dyn FnMut(&Connection, Uuid, u64) -> Result<Option<Metadata>>;
 
 /// Compiles the tables of this node, without a generation.
 pub fn compile(conn: &Connection, config: &Config, metadata: MetadataOf<'_>) -> Result<Tables> {
@@ -37,33 +39,37 @@ pub fn compile(conn: &Connection, config: &Config, metadata: MetadataOf<'_>) -> 
                 .map(|address| ((address.subnet, address.ip), port)),
         );
     }
+    let mut prints = Prints::default();
     for network in networks::all(conn)? {
+        let id = network.meta.id;
         if !network.uplink.is_empty() {
             tables.uplinks.push(net::Uplink {
-                network: network.meta.id,
+                network: id,
                 name: network.uplink.clone(),
             });
         }
+        let domain = network.dns_domain.trim_end_matches('.');
+        let domain = (!domain.is_empty()).then(|| domain.to_owned());
+        let found = subnets::of_network(conn, id)?;
+        prints.add_network(&network, &found);
+        let compiled = found.iter().map(|subnet| {
+            let holder = subnet
+                .gateway_ip
+                .and_then(|ip| holders.get(&(subnet.meta.id, ip)));
+            (
+                subnet.meta.id,
+                compile_subnet(config, subnet, holder.copied(), domain.clone()),
+            )
+        });
+        let subnets = compiled.collect();
         tables.networks.insert(
-            network.meta.id,
+            id,
             net::Network {
                 vni: network.vni,
                 mtu: network.mtu,
-                subnets: BTreeMap::new(),
+                subnets,
             },
         );
-        let domain = network.dns_domain.trim_end_matches('.');
-        let domain = (!domain.is_empty()).then(|| domain.to_owned());
-        for subnet in subnets::of_network(conn, network.meta.id)? {
-            let gateway_holder = subnet
-                .gateway_ip
-                .and_then(|ip| holders.get(&(subnet.meta.id, ip)))
-                .copied();
-            let compiled = compile_subnet(config, &subnet, gateway_holder, domain.clone());
-            if let Some(network) = tables.networks.get_mut(&network.meta.id) {
-                network.subnets.insert(subnet.meta.id, compiled);
-            }
-        }
     }
     let groups = security_groups::all(conn)?;
     tables.security_groups = compile_groups(&groups, &ports);
@@ -72,19 +78,92 @@ pub fn compile(conn: &Connection, config: &Config, metadata: MetadataOf<'_>) -> 
             .routers
             .insert(router.meta.id, compile_router(&router, &ports, &floating));
     }
-    for port in &ports {
-        if port.device_owner == ports::FLOATING_IP {
-            continue;
-        }
-        let documents = match port.server {
-            Some(server) => metadata(conn, server)?,
-            None => None,
-        };
+    prints.add_groups(&groups);
+    let servers = prints.of_servers(&ports, &floating);
+    let mut documents: HashMap<Uuid, Option<Metadata>> = HashMap::new();
+    for (server, print) in servers {
+        documents.insert(server, metadata(conn, server, print)?);
+    }
+    for port in ports
+        .iter()
+        .filter(|port| port.device_owner != ports::FLOATING_IP)
+    {
+        let documents = port
+            .server
+            .and_then(|server| documents.get(&server).cloned().flatten());
         tables
             .ports
             .insert(port.id, compile_port(config, port, documents));
     }
     Ok(tables)
+}
+
+/// Hashes of what metadata documents tell of networks.
+#[derive(Default)]
+struct Prints {
+    networks: HashMap<Uuid, u64>,
+    groups: HashMap<Uuid, u64>,
+}
+
+fn print(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Prints {
+    fn add_network(&mut self, network: &Network, subnets: &[Subnet]) {
+        let subnets: Vec<_> = subnets
+            .iter()
+            .map(|subnet| (subnet.meta.id, subnet.meta.revision))
+            .collect();
+        self.networks.insert(
+            network.meta.id,
+            print((network.meta.revision, network.mtu, subnets)),
+        );
+    }
+
+    fn add_groups(&mut self, groups: &[SecurityGroup]) {
+        let prints = groups
+            .iter()
+            .map(|group| (group.meta.id, print(&group.meta.name)));
+        self.groups.extend(prints);
+    }
+
+    fn of_servers(&self, ports: &[PortRow], floating: &[FloatingIp]) -> BTreeMap<Uuid, u64> {
+        let mut public: HashMap<Uuid, Vec<_>> = HashMap::new();
+        for floating in floating {
+            if let Some(port) = floating.port_id {
+                public
+                    .entry(port)
+                    .or_default()
+                    .push((floating.address, floating.fixed_ip));
+            }
+        }
+        let mut servers: BTreeMap<Uuid, u64> = BTreeMap::new();
+        for port in ports {
+            let Some(server) = port.server else { continue };
+            let groups: Vec<_> = port
+                .security_groups
+                .iter()
+                .map(|group| (group, self.groups.get(group)))
+                .collect();
+            let addresses: Vec<_> = port
+                .fixed_ips
+                .iter()
+                .map(|address| (address.subnet, address.ip))
+                .collect();
+            let own = print((
+                (port.id, port.nic, port.meta.revision, port.mac.0),
+                (self.networks.get(&port.network_id), public.get(&port.id)),
+                (groups, addresses),
+            ));
+            let all = servers.entry(server).or_default();
+            // Ports come in no order that matters.
+            *all = all.wrapping_add(own);
+        }
+        servers
+    }
 }
 
 fn compile_subnet(

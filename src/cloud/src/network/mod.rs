@@ -21,6 +21,8 @@ pub mod security_groups;
 pub mod security_rules;
 pub mod subnets;
 pub mod tags;
+#[cfg(test)]
+mod tests;
 
 pub use bootstrap::bootstrap;
 pub use compile::compile;

@@ -6,27 +6,31 @@
 //!     ▲                            │ no difference          │ failed
 //!     └────────────────────────────┘                        └──▶ wait (doubling, ≤ 5 s) ──▶ compile
 //! ```
+//!
+//! Servers change far more often than their metadata documents do: documents are kept, and a change of a server alone
+//! compiles nothing unless its documents changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use model::net::Tables;
+use model::net::{Metadata, Tables};
 use rusqlite::Connection;
+use rusqlite::types::Value;
 use store::Event;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::{compile, ports};
 use crate::worker::Activity;
-use crate::{Cloud, Error, Result};
+use crate::{Cloud, Error, Result, compute};
 
 /// The worker's name.
 pub const WORKER: &str = "network";
 
 /// Tables whose rows the switch's tables are made of. `network_status` is what this loop writes, and so is not here.
-const WATCHED: [&str; 13] = [
+const NETWORK_TABLES: [&str; 9] = [
     "networks",
     "subnets",
     "ports",
@@ -36,22 +40,47 @@ const WATCHED: [&str; 13] = [
     "floating_ips",
     "security_groups",
     "security_group_rules",
-    "compute_servers",
-    "compute_user_data",
-    "compute_key_pairs",
-    "projects",
 ];
+/// Tables that metadata documents are made of beside them, each with the server's id as its key.
+const SERVER_TABLES: [&str; 2] = ["compute_servers", "compute_user_data"];
 
 /// How long further events are waited for after the first: a burst is one compilation.
 const COALESCE: Duration = Duration::from_millis(10);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
-fn matters(event: &Event) -> bool {
-    event
-        .changes
-        .iter()
-        .any(|change| WATCHED.contains(&change.table.as_str()))
+/// What happened since the last compilation.
+#[derive(Debug, Default)]
+struct Pending {
+    networks: bool,
+    servers: HashSet<Uuid>,
+}
+
+impl Pending {
+    fn everything() -> Self {
+        Pending {
+            networks: true,
+            servers: HashSet::new(),
+        }
+    }
+
+    fn note(&mut self, event: &Event) {
+        for change in &event.changes {
+            let table = change.table.as_str();
+            if NETWORK_TABLES.contains(&table) {
+                self.networks = true;
+            } else if SERVER_TABLES.contains(&table)
+                && let Some(Value::Text(id)) = change.key.first()
+                && let Ok(id) = id.parse()
+            {
+                self.servers.insert(id);
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.networks && self.servers.is_empty()
+    }
 }
 
 /// Starts the loop; it ends when the task is aborted.
@@ -61,24 +90,23 @@ pub fn spawn(cloud: Arc<Cloud>) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut state = Reconciler {
             cloud,
+            pending: Pending::everything(),
+            kept: Kept::default(),
             applied: None,
             generation: 0,
         };
         let mut retry = FIRST_RETRY;
         loop {
-            state.cloud.workers.set(
-                WORKER,
-                Activity::Busy("bringing the switch's tables up to date".into()),
-            );
+            let doing = "bringing the switch's tables up to date";
+            state.cloud.workers.set(WORKER, Activity::Busy(doing.into()));
             match state.run().await {
                 Ok(()) => {
                     retry = FIRST_RETRY;
                     state.cloud.workers.set(WORKER, Activity::Idle);
-                    loop {
+                    while state.pending.is_empty() {
                         match events.recv().await {
-                            Ok(event) if matters(&event) => break,
-                            Ok(_) => {}
-                            Err(RecvError::Lagged(_)) => break,
+                            Ok(event) => state.pending.note(&event),
+                            Err(RecvError::Lagged(_)) => state.forget(),
                             Err(RecvError::Closed) => return,
                         }
                     }
@@ -92,50 +120,80 @@ pub fn spawn(cloud: Arc<Cloud>) -> JoinHandle<()> {
                         .cloud
                         .workers
                         .set(WORKER, Activity::Failed { error, next_try });
+                    state.forget();
                     tokio::time::sleep(retry).await;
                     retry = (retry * 2).min(LAST_RETRY);
                 }
             }
             // What is queued by now is in the next compilation.
-            while !matches!(
-                events.try_recv(),
-                Err(tokio::sync::broadcast::error::TryRecvError::Empty)
-            ) {
-                if events.is_closed() {
-                    return;
+            loop {
+                match events.try_recv() {
+                    Ok(event) => state.pending.note(&event),
+                    Err(TryRecvError::Lagged(_)) => state.forget(),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Closed) => return,
                 }
             }
         }
     })
 }
 
+/// Documents by server, each with the print of the networks' part of it.
+type Kept = HashMap<Uuid, (u64, Option<Metadata>)>;
+
 struct Reconciler {
     cloud: Arc<Cloud>,
+    pending: Pending,
+    kept: Kept,
     /// What the switch obeys, with generation 0.
     applied: Option<Arc<Tables>>,
     generation: u64,
 }
 
 impl Reconciler {
+    /// Nothing that is remembered can be relied on.
+    fn forget(&mut self) {
+        self.pending = Pending::everything();
+        self.kept.clear();
+    }
+
     async fn run(&mut self) -> Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        let mut kept = std::mem::take(&mut self.kept);
         let config = self.cloud.config.clone();
-        let tables = self
-            .cloud
-            .store
-            .read(move |conn| compile::compile(conn, &config, &mut crate::compute::metadata_of))
-            .await?;
-        if self.applied.as_deref() != Some(&tables) {
+        let read = self.cloud.store.read(move |conn| {
+            let changed = renew(conn, &mut kept, &pending.servers)?;
+            if !changed && !pending.networks {
+                return Ok::<_, Error>((None, kept));
+            }
+            let mut used = Kept::with_capacity(kept.len());
+            let tables = compile::compile(conn, &config, &mut |conn, server, print| {
+                let documents = match kept.remove(&server) {
+                    Some((old, documents)) if old == print => documents,
+                    _ => compute::metadata_of(conn, server)?,
+                };
+                used.insert(server, (print, documents.clone()));
+                Ok(documents)
+            })?;
+            Ok((Some(tables), used))
+        });
+        let (tables, kept) = read.await?;
+        self.kept = kept;
+        let Some(tables) = tables.map(Arc::new) else {
+            return Ok(());
+        };
+        if self.applied.as_ref() != Some(&tables) {
             let generation = self.next_generation().await?;
             let numbered = Tables {
                 generation,
-                ..tables.clone()
+                ..Tables::clone(&tables)
             };
             if let Err(error) = self.cloud.drivers.switch.apply(Arc::new(numbered)).await {
                 // What the switch obeys now is unknown.
                 self.applied = None;
                 return Err(error.into());
             }
-            self.applied = Some(Arc::new(tables.clone()));
+            self.applied = Some(Arc::clone(&tables));
         }
         self.write_status(compile::active(&tables)).await
     }
@@ -187,6 +245,23 @@ fn set_status(conn: &Connection, changes: &[(Uuid, bool)]) -> Result<()> {
         .execute((id.to_string(), active))?;
     }
     Ok(())
+}
+
+/// Makes the documents of servers that changed anew; true if any differ.
+fn renew(conn: &Connection, kept: &mut Kept, servers: &HashSet<Uuid>) -> Result<bool> {
+    let mut changed = false;
+    for server in servers {
+        // A server without documents here has no ports here.
+        let Some((_, documents)) = kept.get_mut(server) else {
+            continue;
+        };
+        let new = compute::metadata_of(conn, *server)?;
+        if *documents != new {
+            *documents = new;
+            changed = true;
+        }
+    }
+    Ok(changed)
 }
 
 /// Waits until the switch has all ports of a server.

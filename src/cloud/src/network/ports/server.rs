@@ -191,7 +191,7 @@ pub fn bind(conn: &Connection, server: Uuid, node: &str, hostname: &str) -> Resu
     for old in of_server(conn, server)? {
         let mut port = old.clone();
         node.clone_into(&mut port.host);
-        if port.dns_name.is_empty() && super::is_dns_name(hostname) {
+        if port.dns_name.is_empty() && super::row::is_dns_name(hostname) {
             hostname.clone_into(&mut port.dns_name);
         }
         if port != old {
