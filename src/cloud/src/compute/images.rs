@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 use uuid::Uuid;
 
-use crate::{Context, Error, Result};
+use crate::{Context, Result};
 
 /// An image that a server can be made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,11 @@ pub(super) struct Image {
 
 /// The image of this id, if the caller may use it and it is complete.
 pub(super) fn find(conn: &Connection, ctx: &Context, id: Uuid) -> Result<Image> {
-    let _ = (conn, ctx);
-    Err(Error::BadRequest(format!("Can not find requested image {id}")))
+    let image = crate::image::find_for_boot(conn, ctx, id)?;
+    Ok(Image {
+        id: image.id,
+        virtual_size: image.virtual_size.or(image.size).unwrap_or_default(),
+        min_disk: image.min_disk.into(),
+        min_ram: image.min_ram.into(),
+    })
 }
