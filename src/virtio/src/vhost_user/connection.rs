@@ -104,6 +104,9 @@ impl Connection {
     /// Any error ends the connection.
     pub fn handle(&mut self) -> Result<Event, Error> {
         self.device.event = Event::Other;
+        if let Some(event) = self.early_enable()? {
+            return Ok(event);
+        }
         std::mem::swap(&mut self.device, &mut *lock(&self.slot));
         let result = self.handler.handle_request();
         std::mem::swap(&mut self.device, &mut *lock(&self.slot));
@@ -214,6 +217,49 @@ impl Connection {
             Err(Errno::EAGAIN) => Err(Error::Stalled),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Carries out `SET_VRING_ENABLE` if it comes before `SET_FEATURES`, as it does from QEMU for a network device when the
+    /// guest's driver has set its features. The protocol allows it once protocol features are agreed on; the `vhost` crate refuses it.
+    fn early_enable(&mut self) -> Result<Option<Event>, Error> {
+        const SIZE: usize = HEADER + 8;
+        const NEED_REPLY: u32 = 8;
+        const REPLY: u32 = 4;
+        if self.device.features & crate::feature::PROTOCOL_FEATURES != 0 {
+            return Ok(None);
+        }
+        let mut message = [0u8; SIZE];
+        let fd = self.stream.as_raw_fd();
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        let n = match recv(fd, &mut message, flags) {
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+            other => other?,
+        };
+        let word =
+            |at: usize| u32::from_ne_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]]);
+        let (code, flags, size, index, enable) = (word(0), word(4), word(8), word(12), word(16));
+        if n < SIZE || code != FrontendReq::SET_VRING_ENABLE as u32 || size as usize != SIZE - HEADER {
+            return Ok(None);
+        }
+        recv(fd, &mut message, MsgFlags::MSG_DONTWAIT)?;
+        let ring = self.device.rings.get_mut(index as usize);
+        let valid = ring.is_some() && enable <= 1;
+        if let Some(ring) = ring {
+            ring.set_enabled(enable == 1);
+        }
+        if flags & NEED_REPLY != 0 && self.device.protocol.contains(Protocol::REPLY_ACK) {
+            let header = [code, (flags & 3) | REPLY, 8].map(u32::to_ne_bytes).concat();
+            let reply = [header, u64::from(!valid).to_ne_bytes().to_vec()].concat();
+            match send(fd, &reply, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+                Ok(_) => {}
+                Err(Errno::EAGAIN) => return Err(Error::Stalled),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !valid {
+            return Err(Error::Message);
+        }
+        Ok(Some(Event::Ring(index as u16)))
     }
 
     /// The code of the next message and the first word of its payload, if the message is there, whole.
