@@ -117,5 +117,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
     }
     store.close().await?;
+    let began = Instant::now();
+    let options = Options {
+        dir: dir.path().join("state"),
+        steps: STEPS,
+        projections: Vec::new(),
+    };
+    let store = Store::open(options).await?;
+    println!("bench store_open {:.0} ms", began.elapsed().as_secs_f64() * 1e3);
+    store.close().await?;
     Ok(())
 }

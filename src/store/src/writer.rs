@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 use rusqlite::session::Session;
 use rusqlite::{Connection, OptionalExtension};
@@ -14,6 +15,8 @@ use crate::machine::apply::execute;
 use crate::machine::files::{Connections, Mode};
 use crate::schema::{self, OWN, Step};
 
+/// A closure that takes longer is named in the log.
+const SLOW: Duration = Duration::from_millis(50);
 /// Closures in one group at most.
 pub(crate) const GROUP: usize = 256;
 
@@ -162,8 +165,13 @@ fn record(connections: &Connections, group: &mut [Waiting]) -> Result<Group, Err
         };
         execute(conn, "SAVEPOINT request")?;
         connections.set_mode(Mode::Closure);
+        let began = Instant::now();
         let ok = job.run(conn);
         connections.set_mode(Mode::Own);
+        let took = began.elapsed();
+        if took > SLOW {
+            tracing::warn!(actor = waiting.actor, ?took, "a write held everybody up");
+        }
         if conn.is_autocommit() {
             // SQLite gave the whole transaction up (no memory, no room): nobody's changes are left.
             return Err(Error::Other("SQLite undid the group's transaction".to_owned()));

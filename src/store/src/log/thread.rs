@@ -118,8 +118,7 @@ impl Thread {
             match waiter {
                 Waiter::Raft(callback) => callback.log_io_completed(
                     result
-                        .as_ref()
-                        .map(|()| ())
+                        .clone()
                         .map_err(|e| io::Error::new(e.kind(), e.to_string())),
                 ),
                 Waiter::Caller(reply) => {

@@ -140,7 +140,7 @@ fn normal(
     for request in &head.requests {
         insert.execute(params![request.id.as_bytes().as_slice(), index as i64])?;
     }
-    if index % FORGET_EVERY == 0 {
+    if index.is_multiple_of(FORGET_EVERY) {
         conn.prepare_cached("DELETE FROM _allod_request WHERE log_index < ?1")?
             .execute([index.saturating_sub(REMEMBERED) as i64])?;
     }

@@ -134,11 +134,9 @@ pub(crate) fn open(path: &Path, vfs: Option<&str>) -> Result<Connections, Error>
         )));
     }
     // Only the log is synced per write; SQLite syncs at checkpoints, which the thread runs itself.
-    for conn in [&applier] {
-        conn.execute_batch(
-            "PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -4096;",
-        )?;
-    }
+    applier.execute_batch(
+        "PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -4096;",
+    )?;
     applier.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false)?;
     applier.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
     applier.execute_batch(&format!("BEGIN IMMEDIATE; {} COMMIT;", schema::INTERNAL))?;
