@@ -138,3 +138,27 @@ fn a_guest_that_breaks_its_ring_or_its_socket_stops_nobody_else() {
         world.status().drops
     );
 }
+
+#[test]
+fn rings_may_be_enabled_before_the_features_are_set_as_qemu_does() {
+    use std::io::{Read, Write};
+    let (_world, [one, _]) = world();
+    let mut stream = std::os::unix::net::UnixStream::connect(one).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    // Request code, flags (version 1; 8: reply wanted), payload.
+    let mut ask = |code: u32, flags: u32, payload: &[u8]| {
+        let head = [code, flags, payload.len() as u32].map(u32::to_ne_bytes).concat();
+        stream.write_all(&[&head, payload].concat()).unwrap();
+        let mut answer = [0; 20];
+        stream.read_exact(&mut answer).unwrap();
+        u64::from_ne_bytes(answer[12..].try_into().unwrap())
+    };
+    let offered = ask(1, 1, &[]); // GET_FEATURES
+    assert_ne!(offered & feature::PROTOCOL, 0);
+    assert_ne!(ask(15, 1, &[]) & 8, 0, "REPLY_ACK is offered"); // GET_PROTOCOL_FEATURES
+    assert_eq!(ask(16, 9, &8u64.to_ne_bytes()), 0); // SET_PROTOCOL_FEATURES
+    let ring = |index: u32| [index, 1].map(u32::to_ne_bytes).concat();
+    assert_eq!(ask(18, 9, &ring(0)), 0); // SET_VRING_ENABLE
+    assert_eq!(ask(18, 9, &ring(1)), 0);
+    assert_ne!(ask(18, 9, &ring(2)), 0, "there is no such ring");
+}
