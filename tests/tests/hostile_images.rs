@@ -240,6 +240,19 @@ fn a_hostile_upload_reads_nothing_hangs_nothing_and_fills_nothing() {
         );
     }
 
+    // A table that is larger than it needs to be may be taken or not; it may not be taken into memory.
+    let (id, _) = upload(
+        &mut client,
+        "a table of 32 GiB",
+        "qcow2",
+        &Header {
+            l1_size: u32::MAX,
+            ..Header::default()
+        }
+        .file(),
+    );
+    settled(&mut client, &id);
+
     // A qcow2 file that was declared raw is what it was declared: bytes. Its guest may read them, nobody else does.
     let tricky = Header {
         backing: Some("/etc/passwd"),
