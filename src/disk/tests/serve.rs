@@ -304,7 +304,8 @@ fn frontends_come_and_go() {
 fn a_hostile_guest_harms_only_itself() {
     let served = Served::new(spec(), EngineKind::Best);
     // Each writes nonsense into guest memory after a well-formed request was queued in slot 0 of ring 0.
-    let attacks: [(&str, fn(&Driver)); 6] = [
+    type Attack = fn(&Driver);
+    let attacks: [(&str, Attack); 6] = [
         ("data outside memory", |d| {
             d.memory.write_obj(u64::MAX - 4096, GuestAddress(16)).unwrap()
         }),

@@ -476,3 +476,18 @@ fn a_guest_that_breaks_its_ring_stops_only_that_ring() {
     assert!(!backend.take(0, &mut chain).unwrap(), "reported once");
     assert!(!backend.ring(1).broken());
 }
+
+/// QEMU enables a network device's rings when only protocol features are agreed on.
+#[test]
+fn rings_may_be_enabled_before_features_are_set() {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let mut backend = Connection::new(theirs, offer()).unwrap();
+    let enable = |index: u32| [18u32, 1, 8, index, 1].map(u32::to_ne_bytes).concat();
+    ours.write_all(&enable(1)).unwrap();
+    assert_eq!(backend.look().unwrap(), Next::Request { stops: None });
+    assert_eq!(backend.handle().unwrap(), Event::Ring(1));
+    assert_eq!(backend.look().unwrap(), Next::Idle);
+    ours.write_all(&enable(9)).unwrap();
+    backend.look().unwrap();
+    assert!(matches!(backend.handle(), Err(Error::Message)));
+}

@@ -51,7 +51,7 @@ pub struct Engine {
 
 #[derive(Debug)]
 enum Kind {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Threads(Threads),
 }
 
@@ -64,7 +64,7 @@ impl Engine {
         let kind = match kind {
             EngineKind::Threads => Kind::Threads(Threads::new(file)?),
             EngineKind::Best => match Ring::new(Arc::clone(&file), depth) {
-                Ok(ring) => Kind::Ring(ring),
+                Ok(ring) => Kind::Ring(Box::new(ring)),
                 Err(error) => {
                     info!(%error, "io_uring is not to be had: using threads");
                     Kind::Threads(Threads::new(file)?)

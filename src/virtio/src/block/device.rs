@@ -348,3 +348,210 @@ fn answer(chain: &Chain, memory: &Memory, ring: u16, status: u8, written: u32) -
         written,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use virtio_queue::desc::split::Descriptor;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    const STATUS: u64 = 0x9000;
+
+    /// Keeps what is submitted until a test says how it ends.
+    #[derive(Debug, Default)]
+    struct Fake {
+        submitted: Vec<(u32, Operation, bool)>,
+        ended: Vec<Completion>,
+        /// How [`BlockBackend::wait`] ends the oldest operation.
+        on_wait: Option<Outcome>,
+    }
+
+    impl Fake {
+        fn end(&mut self, outcome: Outcome) {
+            let (token, ..) = self.submitted.remove(0);
+            self.ended.push(Completion { token, outcome });
+        }
+    }
+
+    impl BlockBackend for Fake {
+        fn submit(&mut self, token: u32, operation: Operation, _: &[Buffer], _: &Arc<Memory>, durable: bool) {
+            self.submitted.push((token, operation, durable));
+        }
+
+        fn kick(&mut self) {}
+
+        fn reap(&mut self, done: &mut Vec<Completion>) {
+            done.append(&mut self.ended);
+        }
+
+        fn wait(&mut self) {
+            let outcome = self.on_wait.expect("nothing to wait for");
+            self.end(outcome);
+        }
+    }
+
+    struct Bench {
+        block: Block<Fake>,
+        memory: Arc<Memory>,
+        finished: Vec<Finished>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let geometry = Geometry {
+                sectors: 64,
+                read_only: false,
+                queues: 2,
+                serial: [b's'; 20],
+            };
+            let memory = Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+            Self {
+                block: Block::new(geometry, Fake::default(), 4),
+                memory: Arc::new(memory),
+                finished: Vec::new(),
+            }
+        }
+
+        /// A request of this type at sector 0 with a data buffer of 512 bytes, unless it is a flush.
+        fn start(&mut self, ring: u16, kind: u32) {
+            let data_flags = if matches!(kind, 0 | 8) { 3 } else { 1 };
+            self.memory
+                .write_obj([u64::from(kind), 0], GuestAddress(0x1000))
+                .unwrap();
+            self.memory.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
+            let data = if kind == 4 { 0 } else { 512 };
+            let descriptors = [
+                Descriptor::new(0x1000, 16, 1, 1),
+                Descriptor::new(0x2000, data, data_flags, 2),
+                Descriptor::new(STATUS, 1, 2, 0),
+            ];
+            for (i, descriptor) in (0..).zip(descriptors) {
+                self.memory.write_obj(descriptor, GuestAddress(i * 16)).unwrap();
+            }
+            let mut chain = Chain::new();
+            chain.load(&self.memory, GuestAddress(0), 8, 0).unwrap();
+            self.block
+                .start(ring, &mut chain, &self.memory, &mut self.finished);
+        }
+
+        fn end(&mut self, outcome: Outcome) {
+            self.block.backend().end(outcome);
+            self.block.reap(&mut self.finished);
+        }
+
+        fn status(&self) -> u8 {
+            self.memory.read_obj(GuestAddress(STATUS)).unwrap()
+        }
+    }
+
+    #[test]
+    fn requests_are_answered_when_the_backend_is_done_and_not_before() {
+        let mut bench = Bench::new();
+        bench.start(1, 0);
+        assert_eq!((bench.status(), bench.block.running()), (0xff, 1));
+        bench.end(Outcome::Done);
+        assert_eq!(
+            bench.finished,
+            [Finished {
+                ring: 1,
+                head: 0,
+                written: 513
+            }]
+        );
+        assert_eq!(bench.status(), S_OK);
+        bench.start(0, 1);
+        bench.end(Outcome::Failed(libc::EIO));
+        assert_eq!(bench.finished[1].written, 1, "the status alone");
+        assert_eq!(bench.status(), S_IOERR);
+        bench.start(0, 8);
+        assert_eq!(
+            bench.finished[2].written, 20,
+            "the serial number is answered at once"
+        );
+        let counters = bench.block.counters();
+        assert_eq!((counters.reads, counters.writes, counters.errors), (1, 0, 1));
+    }
+
+    #[test]
+    fn writers_wait_for_space_and_are_tried_again() {
+        let mut bench = Bench::new();
+        bench.start(0, 1);
+        bench.end(Outcome::Full);
+        assert!(bench.finished.is_empty());
+        assert_eq!((bench.block.parked(), bench.block.running_of(None)), (1, 0));
+        bench.block.retry();
+        bench.end(Outcome::Full);
+        bench.block.retry();
+        bench.end(Outcome::Done);
+        assert_eq!(
+            (bench.finished.len(), bench.status(), bench.block.parked()),
+            (1, S_OK, 0)
+        );
+    }
+
+    #[test]
+    fn parked_requests_of_a_ring_that_stops_are_answered_or_forgotten() {
+        let mut bench = Bench::new();
+        for ring in [0, 1] {
+            bench.start(ring, 1);
+            bench.end(Outcome::Full);
+        }
+        bench.block.drop_parked(Some(1), Some(&mut bench.finished));
+        assert_eq!(
+            (bench.finished.len(), bench.finished[0].ring, bench.status()),
+            (1, 1, S_IOERR)
+        );
+        bench.block.drop_parked(None, None);
+        assert_eq!((bench.finished.len(), bench.block.parked()), (1, 0));
+        for _ in 0..4 {
+            assert!(bench.block.has_room());
+            bench.start(0, 1);
+        }
+        assert!(!bench.block.has_room());
+    }
+
+    #[test]
+    fn draining_waits_for_one_ring_and_abandoning_for_all_in_silence() {
+        let mut bench = Bench::new();
+        bench.start(0, 1);
+        bench.start(1, 1);
+        bench.start(1, 1);
+        bench.block.backend().on_wait = Some(Outcome::Done);
+        bench.block.drain(Some(0), &mut bench.finished);
+        assert_eq!((bench.finished.len(), bench.block.running()), (1, 2));
+        bench.block.abandon();
+        assert_eq!(
+            (
+                bench.finished.len(),
+                bench.block.running(),
+                bench.block.free.len()
+            ),
+            (1, 0, 4)
+        );
+    }
+
+    #[test]
+    fn after_a_failed_flush_no_flush_succeeds() {
+        let mut bench = Bench::new();
+        bench.start(0, 4);
+        bench.end(Outcome::Failed(libc::EIO));
+        assert_eq!(bench.status(), S_IOERR);
+        bench.start(0, 4);
+        assert_eq!((bench.finished.len(), bench.status()), (2, S_IOERR));
+        bench.start(0, 1);
+        bench.end(Outcome::Done);
+        assert_eq!(bench.status(), S_OK);
+    }
+
+    #[test]
+    fn drivers_without_flush_write_through() {
+        let mut bench = Bench::new();
+        bench.block.set_write_through(true);
+        bench.start(0, 1);
+        assert_eq!(
+            bench.block.backend().submitted,
+            [(0, Operation::Write { offset: 0 }, true)]
+        );
+    }
+}
