@@ -17,6 +17,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind(address).await?;
     let url = format!("http://{}", listener.local_addr()?);
     let test = cloud::testing::cloud_at(&url).await;
+    cloud::network::bootstrap(&test.cloud).await?;
+    cloud::network::spawn(test.cloud.clone());
+    cloud::compute::spawn(test.cloud.clone());
     println!("export OS_AUTH_URL={url}/identity/v3 OS_IDENTITY_API_VERSION=3 OS_REGION_NAME=RegionOne");
     println!(
         "export OS_USERNAME=admin OS_PASSWORD={}",
