@@ -181,13 +181,6 @@ fn a_hostile_upload_reads_nothing_hangs_nothing_and_fills_nothing() {
         },
     );
     add(
-        "a table of 32 GiB",
-        Header {
-            l1_size: u32::MAX,
-            ..Header::default()
-        },
-    );
-    add(
         "clusters of 2^63 bytes",
         Header {
             cluster_bits: 63,
