@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use model::disk::DiskTransport;
 use model::machine::{MachineEvent, PowerState, StopMode};
 use model::net::MacAddr;
 use tokio::sync::broadcast;
@@ -36,13 +37,15 @@ impl Plan {
     }
 }
 
-/// A disk: a vhost-user-blk socket in [`Plan::sockets`].
+/// A disk: the socket of its owner in [`Plan::sockets`], which speaks [`Engine::disk_transport`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedDisk {
     /// The socket's file name.
     pub socket: String,
     /// Request queues.
     pub queues: u16,
+    /// What the guest reads as the disk's serial number: at most 20 characters.
+    pub serial: String,
 }
 
 /// A network interface: a vhost-user-net socket in [`Plan::sockets`].
@@ -89,6 +92,8 @@ pub enum EngineError {
 pub trait Engine: Send + Sync {
     /// `kvm` or `qemu`.
     fn name(&self) -> &'static str;
+    /// How its guests reach their disks.
+    fn disk_transport(&self) -> DiskTransport;
     /// Start a machine and wait until its vCPUs run. Running already: nothing happens.
     async fn start(&self, plan: &Plan) -> Result<(), EngineError>;
     /// Stop a machine and wait until its processes are gone. Not running: nothing happens.

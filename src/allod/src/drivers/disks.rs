@@ -14,10 +14,11 @@ use process::child::{CgroupLimits, Isolation, Launch, Launcher};
 use process::jail::{Files, Limits, Profile};
 use serde_json::json;
 use tokio::sync::Semaphore;
+use tracing::info;
 use uuid::Uuid;
 
 use super::children::{self, Conversion};
-use super::failed;
+use super::{failed, owners};
 
 /// Conversions at a time: they are work for the processor and the disk.
 const CONVERSIONS: usize = 2;
@@ -125,8 +126,11 @@ impl Disks for DisksDriver {
     }
 
     async fn delete_volume(&self, volume: Uuid) -> Result<(), DriverError> {
-        self.with(move |shared| shared.pool.delete_volume(volume).map_err(told))
-            .await
+        self.with(move |shared| {
+            shared.pool.delete_volume(volume).map_err(told)?;
+            shared.launcher.remove_log(&owners::disk_name(volume)).map_err(failed)
+        })
+        .await
     }
 
     async fn list_volumes(&self) -> Result<Vec<Uuid>, DriverError> {
@@ -186,6 +190,14 @@ impl Shared {
         if self.launcher.isolation == Isolation::Process {
             self.launcher.forget(&name).map_err(failed)?;
         }
+        let log = self
+            .launcher
+            .log_path(&name)
+            .and_then(|path| std::fs::read_to_string(path).ok());
+        if let Some(log) = log.filter(|log| !log.is_empty()) {
+            info!(%image, log = log.chars().take(2000).collect::<String>(), "what the converter had to say");
+        }
+        self.launcher.remove_log(&name).map_err(failed)?;
         match answer {
             Ok((Conversion::Done(converted), _)) => {
                 draft.keep().map_err(told)?;

@@ -199,6 +199,9 @@ impl Machines for MachinesDriver {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
+        for name in [vmm::qemu::child_name(id), config_drive_name(id)] {
+            self.shared.launcher.remove_log(&name).map_err(failed)?;
+        }
         self.shared.machines().remove(&id);
         Ok(())
     }
@@ -322,13 +325,14 @@ impl Shared {
         for (index, disk) in machine.disks.iter().enumerate() {
             let (pool, volume, read_only) = (self.disks.clone(), disk.volume, disk.read_only);
             disks.push(Disk {
-                name: format!("disk-{volume}"),
+                name: owners::disk_name(volume),
                 spec: DiskSpec {
                     id: volume,
                     size: disk.size,
                     read_only,
                     queues,
                     direct: self.disks.direct(),
+                    transport: self.engine.disk_transport(),
                 },
                 open: Arc::new(move || pool.open_volume(volume, read_only)),
                 socket: folder.join("sockets").join(format!("disk{index}")),
@@ -348,6 +352,7 @@ impl Shared {
                     read_only: true,
                     queues: 1,
                     direct: false,
+                    transport: self.engine.disk_transport(),
                 },
                 open: Arc::new(move || File::open(&path).map_err(failed)),
                 socket: folder.join("sockets").join(format!("disk{index}")),
@@ -378,7 +383,7 @@ impl Shared {
         let mut names: Vec<String> = machine
             .disks
             .iter()
-            .map(|disk| format!("disk-{}", disk.volume))
+            .map(|disk| owners::disk_name(disk.volume))
             .collect();
         names.push(config_drive_name(id));
         let launcher = self.launcher.clone();

@@ -15,13 +15,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cloud::driver::{DriverError, Drivers};
 use disk::pool::PoolOptions;
 use model::machine::StopMode;
 use process::child::{Isolation, Launcher, Runtime};
 use process::jail::Enforcement;
-use tracing::info;
+use tracing::{info, warn};
 use vmm::qemu::QemuEngine;
 use vmm::{Accelerator, Choice, EngineKind};
 
@@ -58,6 +59,13 @@ pub struct Node {
     disks: disks::DisksDriver,
     switch: switch::SwitchDriver,
     choice: Choice,
+    trimmer: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.trimmer.abort();
+    }
 }
 
 impl Node {
@@ -91,13 +99,16 @@ impl Node {
         let switch = switch::SwitchDriver::new(launcher.clone(), &run, options.masquerade);
         switch.open().await?;
         let folder = options.state.join("machines");
-        let machines = machines::MachinesDriver::new(launcher, engine, switch.clone(), disks.clone(), folder);
+        let machines =
+            machines::MachinesDriver::new(launcher.clone(), engine, switch.clone(), disks.clone(), folder);
         machines.open().await?;
+        let trimmer = tokio::spawn(trim_logs(launcher));
         Ok(Node {
             machines,
             disks,
             switch,
             choice,
+            trimmer,
         })
     }
 
@@ -121,6 +132,18 @@ impl Node {
         let switch = self.switch.tear_down().await;
         let disks = self.disks.tear_down().await;
         machines.and(switch).and(disks)
+    }
+}
+
+/// Children's logs are bounded: whatever a guest makes them say.
+async fn trim_logs(launcher: Arc<Launcher>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let launcher = launcher.clone();
+        let trimmed = tokio::task::spawn_blocking(move || launcher.trim_logs()).await;
+        if let Ok(Err(error)) = trimmed {
+            warn!(%error, "children's logs");
+        }
     }
 }
 

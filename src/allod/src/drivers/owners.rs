@@ -15,6 +15,7 @@ use process::jail::{Files, Limits, Profile};
 use serde_json::json;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
+use uuid::Uuid;
 use vmm::End;
 
 use super::{children, failed};
@@ -25,6 +26,11 @@ const ANSWER: Duration = Duration::from_secs(10);
 const YOUNG: Duration = Duration::from_secs(5);
 /// How long to wait then.
 const BACK_OFF: Duration = Duration::from_secs(1);
+
+/// The name of the owner of a volume.
+pub fn disk_name(volume: Uuid) -> String {
+    format!("disk-{volume}")
+}
 
 /// Opens the disk's file; again for each successor of an owner.
 pub type Opener = Arc<dyn Fn() -> Result<File, DriverError> + Send + Sync>;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloud::driver::{Disks, DriverError, Drivers, Machines, Switch};
+use cloud::driver::{DriverError, Drivers};
 use disk::pool::PoolOptions;
 use model::disk::ImageFormat;
 use model::machine::{ConfigDriveFile, Machine, MachineDisk, MachineNic, PowerState, StopMode};
@@ -77,13 +77,21 @@ impl Drop for Cleaner {
 impl World {
     /// One daemon's life. It ends without a word to its children.
     fn daemon<F: Future<Output = ()>>(&self, run: impl FnOnce(Node, Drivers) -> F) {
+        self.daemon_with(Isolation::Process, run);
+    }
+
+    fn daemon_with<F: Future<Output = ()>>(
+        &self,
+        isolation: Isolation,
+        run: impl FnOnce(Node, Drivers) -> F,
+    ) {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .unwrap();
         runtime.block_on(async {
-            let node = self.node().await;
+            let node = self.node(isolation).await;
             let drivers = node.drivers();
             run(node, drivers).await;
         });
@@ -94,7 +102,7 @@ impl World {
         until(|| async { self.children().get(name).map(|r| r.pid).filter(|&pid| pid != old) }).await
     }
 
-    async fn node(&self) -> Node {
+    async fn node(&self, isolation: Isolation) -> Node {
         Node::open(Options {
             state: self.folder.clone(),
             pool: PoolOptions {
@@ -103,7 +111,7 @@ impl World {
                 preallocate: false,
             },
             max_image_bytes: 64 << 20,
-            isolation: Isolation::Process,
+            isolation,
             engine: Some(EngineKind::Qemu),
             accelerator: Some(Accelerator::Tcg),
             qemu: "/usr/bin/qemu-system-x86_64".into(),
@@ -443,6 +451,25 @@ pub fn a_guest_that_powers_off_is_cleared() {
             make_volume(world, &drivers, &boot_sector(READ_AND_PRINT)).await;
             drivers.machines.start(&machine()).await.unwrap();
             prints_more(&drivers).await;
+            node.tear_down(StopMode::Hard).await.unwrap();
+            world.assert_clean();
+        });
+    });
+}
+
+pub fn a_node_of_threads_runs_a_guest() {
+    in_a_world(|world| {
+        world.daemon_with(Isolation::Thread, |node, drivers| async move {
+            make_volume(world, &drivers, &boot_sector(READ_AND_PRINT)).await;
+            drivers.switch.apply(tables()).await.unwrap();
+            drivers.machines.start(&machine()).await.unwrap();
+            prints_more(&drivers).await;
+            assert!(
+                world.children().is_empty(),
+                "nothing outlives the process, so nothing is written down"
+            );
+            drivers.machines.stop(SERVER, StopMode::Hard).await.unwrap();
+            assert!(drivers.machines.list().await.unwrap().is_empty());
             node.tear_down(StopMode::Hard).await.unwrap();
             world.assert_clean();
         });

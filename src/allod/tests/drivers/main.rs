@@ -5,7 +5,7 @@
 
 mod cases;
 #[path = "../../src/drivers/mod.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 mod drivers;
 
 use std::process::ExitCode;
@@ -28,6 +28,10 @@ const CASES: &[Case] = &[
     (
         "a_guest_that_powers_off_is_cleared",
         cases::a_guest_that_powers_off_is_cleared,
+    ),
+    (
+        "a_node_of_threads_runs_a_guest",
+        cases::a_node_of_threads_runs_a_guest,
     ),
     (
         "uploads_are_converted_or_refused",

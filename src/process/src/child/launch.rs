@@ -46,13 +46,13 @@ pub struct Launcher {
     pub uids: u32,
     /// What happens at a system call that a child's profile does not hold.
     pub enforcement: Enforcement,
-    /// Where children's logs are kept, one bounded file each; `None`: they share the daemon's standard error.
+    /// Where children's logs are kept, one file each; `None`: they share the daemon's standard error.
     pub logs: Option<PathBuf>,
     /// A user is chosen and written down under this lock.
     pub choosing: Mutex<()>,
 }
 
-/// A child's log is cut at its start when it has grown beyond this.
+/// [`Launcher::trim_logs`] cuts a log that has grown beyond this.
 const MAX_LOG: u64 = 1 << 20;
 
 /// A child to start.
@@ -304,18 +304,44 @@ impl Launcher {
     }
 
     fn log(&self, name: &str) -> io::Result<Stdio> {
-        let Some(folder) = &self.logs else {
+        let Some(path) = self.log_path(name) else {
             return Ok(Stdio::inherit());
         };
-        fs::create_dir_all(folder)?;
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(folder.join(format!("{name}.log")))?;
-        if file.metadata()?.len() > MAX_LOG {
-            file.set_len(0)?;
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
         }
-        Ok(file.into())
+        Ok(File::options().create(true).append(true).open(path)?.into())
+    }
+
+    /// Where a child's log is; `None`: on standard error.
+    pub fn log_path(&self, name: &str) -> Option<PathBuf> {
+        Some(self.logs.as_ref()?.join(format!("{name}.log")))
+    }
+
+    /// Remove the log of a child that will not come back.
+    pub fn remove_log(&self, name: &str) -> io::Result<()> {
+        match self.log_path(name).map(fs::remove_file) {
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Cut logs that have grown too long; their children append, so they go on from the beginning.
+    /// To be called now and then.
+    pub fn trim_logs(&self) -> io::Result<()> {
+        let Some(folder) = &self.logs else { return Ok(()) };
+        let entries = match fs::read_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            if metadata.is_file() && metadata.len() > MAX_LOG {
+                File::options().write(true).open(entry.path())?.set_len(0)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use model::disk::DiskTransport;
+
 use crate::{Accelerator, Plan};
 
 /// Stands for the number of the descriptor of QMP's listening socket, until the supervisor knows it.
@@ -9,6 +11,15 @@ pub(super) const QMP_DESCRIPTOR: &str = "@QMP@";
 
 /// Bytes of translated code that TCG keeps, in MiB; its own default of up to 1 GiB is too much for a node of many guests.
 const TRANSLATION_CACHE_MIB: u32 = 256;
+
+/// TCG drops its translation of a page when QEMU itself writes there; what a vhost-user backend writes it does not see, and would run
+/// what the page held before. So under TCG QEMU does the copying.
+pub(super) fn disk_transport(accelerator: Accelerator) -> DiskTransport {
+    match accelerator {
+        Accelerator::Tcg => DiskTransport::Nbd,
+        Accelerator::Kvm => DiskTransport::VhostUser,
+    }
+}
 
 /// The arguments for a plan. `sockets`: where QEMU sees the folder of vhost-user sockets.
 pub(super) fn arguments(plan: &Plan, accelerator: Accelerator, sockets: &Path) -> Vec<String> {
@@ -23,7 +34,7 @@ pub(super) fn arguments(plan: &Plan, accelerator: Accelerator, sockets: &Path) -
     add("-uuid", id.to_string());
     add(
         "-machine",
-        "q35,memory-backend=ram,usb=off,vmport=off,hpet=off,dump-guest-core=off,graphics=off".into(),
+        "q35,memory-backend=ram,usb=off,vmport=off,hpet=off,dump-guest-core=off".into(),
     );
     match accelerator {
         Accelerator::Tcg => {
@@ -71,17 +82,26 @@ pub(super) fn arguments(plan: &Plan, accelerator: Accelerator, sockets: &Path) -
     );
     for (index, disk) in plan.disks.iter().enumerate() {
         let path = escaped(&sockets.join(&disk.socket));
-        add(
-            "-chardev",
-            format!("socket,id=disk{index},path={path},reconnect=1"),
-        );
+        let device = match disk_transport(accelerator) {
+            DiskTransport::VhostUser => {
+                add("-chardev", format!("socket,id=disk{index},path={path},reconnect=1"));
+                format!("vhost-user-blk-pci,chardev=disk{index},num-queues={}", disk.queues)
+            }
+            // Requests wait for an owner that is being replaced, and are then sent again.
+            DiskTransport::Nbd => {
+                add(
+                    "-blockdev",
+                    format!(
+                        "driver=nbd,node-name=disk{index},server.type=unix,server.path={path},\
+                         reconnect-delay=86400,auto-read-only=on,discard=unmap"
+                    ),
+                );
+                format!("virtio-blk-pci,drive=disk{index},num-queues=1,serial={}", disk.serial)
+            }
+        };
         add(
             "-device",
-            format!(
-                "vhost-user-blk-pci,id=disk{index}-device,chardev=disk{index},num-queues={},disable-legacy=on,bootindex={}",
-                disk.queues,
-                index + 1
-            ),
+            format!("{device},id=disk{index}-device,disable-legacy=on,bootindex={}", index + 1),
         );
     }
     // QEMU 7.2 (Debian 12) crashes when a driver starts a vhost-user network device with MSI-X and there is

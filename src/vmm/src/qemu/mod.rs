@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use model::disk::DiskTransport;
 use model::machine::{MachineEvent, PowerState, StopMode};
 use model::units::MIB;
 use process::child::{CgroupLimits, Isolation, Launch, Launcher, Process};
@@ -119,6 +120,10 @@ impl Drop for QemuEngine {
 impl Engine for QemuEngine {
     fn name(&self) -> &'static str {
         "qemu"
+    }
+
+    fn disk_transport(&self) -> DiskTransport {
+        command::disk_transport(self.shared.accelerator)
     }
 
     async fn start(&self, plan: &Plan) -> Result<(), EngineError> {
@@ -314,7 +319,8 @@ impl Shared {
     }
 }
 
-fn child_name(id: Uuid) -> String {
+/// The name of a guest's supervisor among the children.
+pub fn child_name(id: Uuid) -> String {
     format!("guest-{id}")
 }
 
