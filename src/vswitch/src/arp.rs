@@ -124,6 +124,17 @@ impl Work<'_> {
         }
     }
 
+    /// Tells networks of addresses that have another Ethernet address than before (RFC 5227 §3).
+    pub fn tick_announcements(&mut self) {
+        let layout = self.layout;
+        for (network, ip, mac) in std::mem::take(&mut self.state.announce) {
+            let told = build::arp(ARP_REQUEST, (mac, ip), (MacAddr([0; 6]), ip), MacAddr::BROADCAST);
+            for place in &layout.networks[network].members {
+                self.emit(*place, told.clone());
+            }
+        }
+    }
+
     /// Repeats requests that nobody has answered.
     pub fn tick_neighbours(&mut self) {
         let (ask, lost) = self.state.neighbours.tick(self.now);

@@ -1,9 +1,10 @@
 //! The switch as a pure state machine.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use model::net::{PortCounters, SwitchStatus, Tables};
+use model::net::{MacAddr, PortCounters, SwitchStatus, Tables};
 use uuid::Uuid;
 
 use crate::bucket::Bucket;
@@ -38,6 +39,8 @@ pub(crate) struct State {
     pub uplinks: Vec<Fragments>,
     pub routers: Map<Uuid, RouterState>,
     pub neighbours: Neighbours,
+    /// Addresses whose Ethernet address is new, to be told to their networks.
+    pub announce: Vec<Announcement>,
     pub drops: Drops,
     pub seed: u64,
 }
@@ -145,6 +148,7 @@ impl Switch {
         self.state
             .neighbours
             .retain(|key| layout.networks.iter().any(|network| network.id == key.network));
+        self.state.announce = announcements(&before, &layout);
         self.layout = layout;
         true
     }
@@ -171,7 +175,7 @@ impl Switch {
         let ports = self.state.ports.iter().flat_map(|port| {
             [
                 port.zone.next_sweep(),
-                port.metadata.as_ref().and_then(|endpoint| endpoint.next_tick()),
+                port.metadata.as_ref().map(|endpoint| endpoint.next_tick()),
             ]
         });
         let routers = self.state.routers.values().map(|router| router.nat.next_sweep());
@@ -179,6 +183,7 @@ impl Switch {
             .chain(routers)
             .flatten()
             .chain(self.state.neighbours.next_tick())
+            .chain((!self.state.announce.is_empty()).then_some(Now::ZERO))
             .min()
     }
 
@@ -196,6 +201,7 @@ impl Switch {
             out,
             now,
         };
+        work.tick_announcements();
         work.tick_metadata();
         work.tick_neighbours();
     }
@@ -247,6 +253,28 @@ impl Switch {
             ..SwitchStatus::default()
         }
     }
+}
+
+/// An address with its Ethernet address on a network (by index).
+pub(crate) type Announcement = (usize, Ipv4Addr, MacAddr);
+
+/// What neighbours may remember wrongly: addresses that moved, and on external networks, new ones.
+fn announcements(before: &Layout, now: &Layout) -> Vec<Announcement> {
+    let mut all = Vec::new();
+    for (at, network) in now.networks.iter().enumerate() {
+        let old = before.networks.iter().find(|old| old.id == network.id);
+        let external = network
+            .members
+            .iter()
+            .any(|place| matches!(place, Place::Uplink(_)));
+        for (ip, mac) in &network.hosts {
+            let known = old.and_then(|old| old.hosts.get(ip));
+            if known.is_some_and(|known| known != mac) || known.is_none() && external {
+                all.push((at, *ip, *mac));
+            }
+        }
+    }
+    all
 }
 
 /// Brings a port's state in line with its new tables.

@@ -248,7 +248,8 @@ fn a_spoofing_guest_is_not_heard() {
     let mut world = World::start(&two_tenants());
     let liar = Guest::addressed(mac(1), "10.0.0.99/24", Some("10.0.0.1"));
     let other = Guest::addressed(mac(2), "10.0.0.12/24", None);
-    plug_all(&mut world, &[(1, &liar), (2, &other)], &host());
+    let host = host();
+    plug_all(&mut world, &[(1, &liar), (2, &other)], &host);
     other.sh("ip neigh replace 10.0.0.99 lladdr fa:16:3e:00:00:01 dev eth0 nud permanent");
     liar.sh("ip neigh replace 10.0.0.12 lladdr fa:16:3e:00:00:02 dev eth0 nud permanent");
     assert!(!liar.try_sh("ping -c 1 -W 1 10.0.0.12").status.success());
@@ -304,7 +305,8 @@ fn a_new_daemon_finds_the_switch_and_connections_go_on() {
     let mut world = World::start(&tables);
     let one = Guest::addressed(mac(1), "10.0.0.11/24", Some("10.0.0.1"));
     let two = Guest::addressed(mac(2), "10.0.0.12/24", Some("10.0.0.1"));
-    plug_all(&mut world, &[(1, &one), (2, &two)], &host());
+    let host = host();
+    plug_all(&mut world, &[(1, &one), (2, &two)], &host);
     let listener = one.run(|| TcpListener::bind("0.0.0.0:8000").unwrap());
     let mut caller =
         two.run(|| TcpStream::connect_timeout(&"10.0.0.11:8000".parse().unwrap(), SOON).unwrap());

@@ -876,3 +876,31 @@ fn dhcp_works_where_a_guest_has_the_gateways_address() {
     let out = pure.guest_sends(1, arp(1, (mac(1), "10.0.0.11"), "10.0.0.1", BROADCAST));
     assert_eq!((out.len(), &out[0].1[22..28]), (1, &mac(2).0[..]));
 }
+
+#[test]
+fn an_address_that_moves_is_announced() {
+    let mut tables = two_tenants();
+    let mut pure = Pure::new(&tables);
+    tables.generation = 2;
+    assert!(pure.switch.apply(&tables, pure.now));
+    assert_eq!(pure.pass(Duration::ZERO), [], "nothing moved");
+    tables.generation = 3;
+    let floating = tables
+        .routers
+        .get_mut(&id(ROUTER))
+        .unwrap()
+        .floating_ips
+        .remove(0);
+    tables
+        .routers
+        .get_mut(&id(0x51))
+        .unwrap()
+        .floating_ips
+        .push(floating);
+    assert!(pure.switch.apply(&tables, pure.now));
+    let told = pure.pass(Duration::ZERO);
+    assert_eq!(told.len(), 1);
+    let (place, frame) = &told[0];
+    let announcement = arp(1, (mac(0xd1), "203.0.113.21"), "203.0.113.21", BROADCAST);
+    assert_eq!((*place, frame), (pure.uplink(), &announcement));
+}

@@ -33,6 +33,8 @@ const SEND: usize = 16_384;
 const MAX_PEERS: usize = 16;
 /// A connection that takes longer than this to ask or to read is closed.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// An endpoint that nobody uses is kept for so long.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// The TCP end of a port's metadata service.
 pub(crate) struct Endpoint {
@@ -43,7 +45,7 @@ pub(crate) struct Endpoint {
     /// Who asked: IP address, Ethernet address, and the Ethernet address that was asked.
     peers: VecDeque<(Ipv4Addr, MacAddr, MacAddr)>,
     requests: Bucket,
-    due: Option<Now>,
+    due: Now,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -158,7 +160,7 @@ impl Endpoint {
             device,
             peers: VecDeque::new(),
             requests,
-            due: None,
+            due: now,
         }
     }
 
@@ -192,7 +194,7 @@ impl Endpoint {
             .interface
             .poll_at(time, &self.sockets)
             .map(|at| Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0)).max(now));
-        self.due = patience.into_iter().chain(protocol).min();
+        self.due = patience.into_iter().chain(protocol).min().unwrap_or(now + LINGER);
         let outgoing = std::mem::take(&mut self.device.outgoing);
         outgoing
             .into_iter()
@@ -228,7 +230,7 @@ impl Endpoint {
     }
 
     /// When time alone has work for it.
-    pub(crate) fn next_tick(&self) -> Option<Now> {
+    pub(crate) fn next_tick(&self) -> Now {
         self.due
     }
 
@@ -384,7 +386,7 @@ impl Work<'_> {
             ) else {
                 continue;
             };
-            if endpoint.due.is_some_and(|due| due > now) {
+            if endpoint.due > now {
                 continue;
             }
             let frames = endpoint.advance(None, port.metadata.as_deref(), now);

@@ -17,11 +17,11 @@ pub struct Pure {
 impl Pure {
     pub fn new(tables: &Tables) -> Self {
         let mut switch = Switch::new(7);
-        assert!(switch.apply(tables, Duration::from_secs(1)));
-        Self {
-            switch,
-            now: Duration::from_secs(1),
-        }
+        let now = Duration::from_secs(1);
+        assert!(switch.apply(tables, now));
+        let mut pure = Self { switch, now };
+        pure.pass(Duration::ZERO); // Announcements.
+        pure
     }
 
     pub fn two_tenants() -> Self {
