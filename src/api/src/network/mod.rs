@@ -14,6 +14,8 @@ mod security_groups;
 mod security_rules;
 mod subnets;
 mod tags;
+#[cfg(test)]
+mod tests;
 
 use axum::Router;
 use axum::routing::get;
