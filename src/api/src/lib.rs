@@ -53,3 +53,6 @@ pub fn router(state: AppState) -> Router {
         .with_state(state.clone());
     edge::wrap(router, state)
 }
+
+#[cfg(test)]
+mod tests;
