@@ -100,6 +100,20 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        // Servers of a test that failed half-way; nobody else is in this namespace.
+        if let Ok(inside) = Command::new("ip").args(["netns", "pids", &self.name]).output() {
+            for pid in said(&inside)
+                .split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+            {
+                if pid != std::process::id() as i32 {
+                    let _ = nix::sys::signal::kill(
+                        nix::unistd::Pid::from_raw(pid),
+                        nix::sys::signal::Signal::SIGKILL,
+                    );
+                }
+            }
+        }
         let _ = Command::new("ip").args(["netns", "delete", &self.name]).output();
     }
 }
