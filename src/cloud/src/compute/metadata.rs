@@ -132,36 +132,24 @@ fn text_document(text: impl Into<String>) -> Document {
     Document { content_type: "text/plain; charset=UTF-8".into(), body: text.into().into_bytes() }
 }
 
-/// All documents, by path.
+/// All documents, by path. Older versions are other names of `latest`: it has all that they have, and more is no harm.
 pub fn documents(sources: &Sources<'_>) -> Metadata {
-    let mut documents = BTreeMap::new();
-    let openstack = openstack_documents(sources);
-    for version in OPENSTACK_VERSIONS.iter().chain(&["latest"]) {
-        for (name, document) in &openstack {
-            if since(name) <= *version {
-                documents.insert(format!("/openstack/{version}/{name}"), document.clone());
-            }
-        }
+    let mut metadata = Metadata::default();
+    for (name, document) in openstack_documents(sources) {
+        metadata.documents.insert(format!("/openstack/latest/{name}"), document);
     }
-    let tree = Value::Object(ec2_tree(sources));
-    for version in EC2_VERSIONS.iter().chain(&["latest"]) {
-        flatten(&format!("/{version}/meta-data"), &tree, &mut documents);
-        if let Some(data) = &sources.user_data {
-            let document = Document { content_type: "application/octet-stream".into(), body: data.clone() };
-            documents.insert(format!("/{version}/user-data"), document);
-        }
+    flatten("/latest/meta-data", &Value::Object(ec2_tree(sources)), &mut metadata.documents);
+    if let Some(data) = &sources.user_data {
+        let document = Document { content_type: "application/octet-stream".into(), body: data.clone() };
+        metadata.documents.insert("/latest/user-data".into(), document);
     }
-    Metadata { documents }
-}
-
-/// The version that a document came with; `latest` sorts after all of them.
-fn since(name: &str) -> &'static str {
-    match name {
-        "vendor_data.json" => "2013-10-17",
-        "network_data.json" => "2015-10-15",
-        "vendor_data2.json" => "2016-10-06",
-        _ => "2012-08-10",
+    for version in OPENSTACK_VERSIONS {
+        metadata.aliases.insert(format!("/openstack/{version}"), "/openstack/latest".into());
     }
+    for version in EC2_VERSIONS {
+        metadata.aliases.insert(format!("/{version}"), "/latest".into());
+    }
+    metadata
 }
 
 fn openstack_documents(sources: &Sources<'_>) -> Vec<(&'static str, Document)> {
@@ -303,5 +291,77 @@ fn flatten(path: &str, value: &Value, documents: &mut BTreeMap<String, Document>
         other => {
             documents.insert(path.to_owned(), text_document(other.to_string()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::keypairs::ServerKey;
+    use crate::compute::servers::sample;
+
+    fn text(metadata: &Metadata, path: &str) -> String {
+        let path = metadata.resolve(path);
+        let document = metadata.documents.get(path.as_ref()).unwrap_or_else(|| panic!("no {path}"));
+        String::from_utf8(document.body.clone()).unwrap()
+    }
+
+    fn everything() -> Metadata {
+        let mut server = sample("web");
+        server.metadata.insert("role".into(), "front".into());
+        server.key = Some(ServerKey { name: "k".into(), kind: "ssh".into(), public_key: "ssh-ed25519 A b".into() });
+        let (port, network, subnet) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
+        let mac = "fa:16:3e:00:00:01".parse().unwrap();
+        let interface = Interface {
+            port,
+            network,
+            mac,
+            mtu: 1442,
+            status: "ACTIVE".into(),
+            fixed_ips: vec![(subnet, "10.0.0.5".parse().unwrap())],
+        };
+        let facts = SubnetFacts {
+            cidr: "10.0.0.0/24".parse().unwrap(),
+            gateway: Some("10.0.0.1".parse().unwrap()),
+            dns: vec!["10.0.0.1".parse().unwrap()],
+            dhcp: true,
+        };
+        let address = |ip: &str, floating| Address { network: "net".into(), mac, ip: ip.parse().unwrap(), floating };
+        documents(&Sources {
+            server: &server,
+            user_data: Some(b"#!/bin/sh\n".to_vec()),
+            interfaces: &[interface],
+            subnets: &BTreeMap::from([(subnet, facts)]),
+            addresses: &[address("10.0.0.5", false), address("203.0.113.9", true)],
+            security_groups: &["default".into(), "web".into()],
+            availability_zone: "nova",
+        })
+    }
+
+    #[test]
+    fn both_forms_tell_of_keys_names_and_addresses_in_every_version() {
+        let metadata = everything();
+        for version in OPENSTACK_VERSIONS.iter().chain(&["latest"]) {
+            let data: Value =
+                serde_json::from_str(&text(&metadata, &format!("/openstack/{version}/meta_data.json"))).unwrap();
+            assert_eq!(data["public_keys"]["k"], "ssh-ed25519 A b");
+            assert_eq!((&data["hostname"], &data["meta"]["role"]), (&json!("web"), &json!("front")));
+            assert_eq!(text(&metadata, &format!("/openstack/{version}/user_data")), "#!/bin/sh\n");
+        }
+        for version in EC2_VERSIONS.iter().chain(&["latest"]) {
+            let get = |name: &str| text(&metadata, &format!("/{version}/meta-data/{name}"));
+            assert_eq!(get("public-keys"), "0=k");
+            assert_eq!(get("public-keys/0/openssh-key"), "ssh-ed25519 A b");
+            assert_eq!((get("local-ipv4"), get("public-ipv4")), ("10.0.0.5".into(), "203.0.113.9".into()));
+            assert_eq!(get("placement/availability-zone"), "nova");
+            assert_eq!(get("security-groups"), "default\nweb");
+            assert!(get("instance-id").starts_with("i-"));
+            assert_eq!(text(&metadata, &format!("/{version}/user-data")), "#!/bin/sh\n");
+        }
+        let network: Value =
+            serde_json::from_str(&text(&metadata, "/openstack/2018-08-27/network_data.json")).unwrap();
+        assert_eq!(network["networks"][0]["type"], "ipv4_dhcp");
+        assert_eq!(network["links"][0]["ethernet_mac_address"], "fa:16:3e:00:00:01");
+        assert_eq!(network["services"][0]["address"], "10.0.0.1");
     }
 }

@@ -72,6 +72,7 @@ pub fn spawn_with(cloud: Arc<Cloud>, settings: Settings) -> JoinHandle<()> {
         slots: Mutex::default(),
         rest: Mutex::default(),
         seen: Mutex::default(),
+        told: Mutex::default(),
         cloud,
     });
     tokio::spawn(Loop { shared, tasks: JoinSet::new(), events, machines }.run())
@@ -89,6 +90,8 @@ struct Shared {
     rest: Mutex<HashMap<Uuid, u64>>,
     /// Machines as the last scan saw them, each to be used once.
     seen: Mutex<HashMap<Uuid, Option<PowerState>>>,
+    /// What machines did by themselves and no one has looked at since.
+    told: Mutex<HashMap<Uuid, PowerState>>,
 }
 
 /// A server's task, seen from outside.
@@ -143,8 +146,7 @@ impl Loop {
                 },
                 event = self.machines.recv(), if !machines_gone => match event {
                     Ok(event) => {
-                        lock(&self.shared.rest).remove(&event.id);
-                        lock(&self.shared.seen).insert(event.id, Some(event.state));
+                        lock(&self.shared.told).insert(event.id, event.state);
                         self.poke(event.id);
                     }
                     Err(RecvError::Lagged(_)) => rescan = true,
@@ -185,6 +187,10 @@ impl Loop {
 
     /// Looks at all servers of this node, and at all machines.
     async fn scan(&mut self) -> Result<()> {
+        // What happened before is told first: a guest that shut down is no guest that has to be started again.
+        while let Ok(event) = self.machines.try_recv() {
+            lock(&self.shared.told).insert(event.id, event.state);
+        }
         let machines = self.shared.cloud.drivers.machines.list().await?;
         let node = self.shared.cloud.config.node.clone();
         let rows = self

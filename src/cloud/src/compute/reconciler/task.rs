@@ -74,7 +74,8 @@ async fn once(shared: &Shared, id: Uuid, slot: &Slot, attempts: u32) -> Result<(
         if server.host.as_ref().is_some_and(|host| *host != shared.cloud.config.node) {
             return Ok(());
         }
-        if server.task_state.is_none() && lock(&shared.rest).get(&id) == Some(&server.generation) {
+        let at_rest = lock(&shared.rest).get(&id) == Some(&server.generation);
+        if server.task_state.is_none() && at_rest && !lock(&shared.told).contains_key(&id) {
             return Ok(());
         }
         let machine = machine(shared, &server).await?;
@@ -123,16 +124,22 @@ async fn read(shared: &Shared, id: Uuid) -> Result<Option<Server>> {
     shared.cloud.store.read(move |conn| servers::get(conn, id)).await
 }
 
-/// The machine, as the last scan or event saw it, or as the node sees it now.
+/// The machine, where the plan depends on it: as the node sees it, or as it told before its process ended.
 async fn machine(shared: &Shared, server: &Server) -> Result<Option<PowerState>> {
     let seen = lock(&shared.seen).remove(&server.id);
-    let needed = server.deleted || matches!(server.task_state, None | Some(Task::Pausing | Task::Unpausing));
-    if !needed {
+    if !server.deleted && !matches!(server.task_state, None | Some(Task::Pausing | Task::Unpausing)) {
         return Ok(None);
     }
-    if let Some(seen) = seen {
-        return Ok(seen);
-    }
-    let machines = shared.cloud.drivers.machines.list().await?;
-    Ok(machines.into_iter().find(|(id, _)| *id == server.id).map(|(_, state)| state))
+    let told = lock(&shared.told).remove(&server.id);
+    let now = match seen {
+        Some(seen) if told.is_none() => seen,
+        _ => {
+            let machines = shared.cloud.drivers.machines.list().await?;
+            machines.into_iter().find(|(id, _)| *id == server.id).map(|(_, state)| state)
+        }
+    };
+    Ok(match (now, told) {
+        (None, Some(state @ (PowerState::Shutdown | PowerState::Crashed))) => Some(state),
+        (now, _) => now,
+    })
 }

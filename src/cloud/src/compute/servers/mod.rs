@@ -372,3 +372,60 @@ pub(super) fn record(
     ])?;
     Ok(())
 }
+
+/// A server for tests, as `create` leaves it.
+#[cfg(test)]
+pub(super) fn sample(name: &str) -> Server {
+    let time = now();
+    Server {
+        id: Uuid::new_v4(),
+        project_id: "p".into(),
+        user_id: "u".into(),
+        name: name.into(),
+        description: None,
+        hostname: name.into(),
+        flavor: Flavor {
+            id: "f".into(),
+            name: "f".into(),
+            vcpus: 1,
+            ram: 1024,
+            disk: 1,
+            ephemeral: 0,
+            swap: 0,
+            rxtx_factor: 1.0,
+            is_public: true,
+            description: None,
+            extra_specs: BTreeMap::new(),
+        },
+        image_id: Some(Uuid::from_u128(7)),
+        root_volume: Uuid::new_v4(),
+        root_bytes: 1 << 30,
+        key: None,
+        config_drive: false,
+        metadata: BTreeMap::new(),
+        tags: Vec::new(),
+        availability_zone: None,
+        access_ip_v4: None,
+        access_ip_v6: None,
+        reservation_id: "r-1".into(),
+        launch_index: 0,
+        disk_config: "MANUAL".into(),
+        server_group: None,
+        locked_by: None,
+        locked_reason: None,
+        wanted: Wanted::Active,
+        generation: 1,
+        observed_generation: 0,
+        vm_state: VmState::Building,
+        task_state: Some(Task::Scheduling),
+        power_state: Power::NoState,
+        host: None,
+        zone: None,
+        fault: None,
+        created_at: time,
+        updated_at: time,
+        launched_at: None,
+        terminated_at: None,
+        deleted: false,
+    }
+}
