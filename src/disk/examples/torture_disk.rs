@@ -90,6 +90,7 @@ fn spec(arguments: &Arguments) -> DiskSpec {
         read_only: false,
         queues: QUEUES,
         direct: !arguments.cached,
+        transport: model::disk::DiskTransport::VhostUser,
     }
 }
 

@@ -8,6 +8,7 @@
 pub mod config_drive;
 pub mod convert;
 mod io;
+mod nbd;
 pub mod pool;
 mod serve;
 

@@ -1,4 +1,4 @@
-//! `allod disk`: one volume, served to one guest by vhost-user-blk.
+//! `allod disk`: one volume, served to one guest by vhost-user-blk (or, where [`DiskTransport::Nbd`] asks for it, by [`crate::nbd`]).
 //!
 //! One thread owns everything and sleeps in epoll while nothing happens:
 //!
@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use model::disk::{DiskRequest, DiskSpec, DiskStatus};
+use model::disk::{DiskRequest, DiskSpec, DiskStatus, DiskTransport};
 use nix::{
     errno::Errno,
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
@@ -93,6 +93,9 @@ pub fn run_with(
     control: OwnedFd,
     engine: EngineKind,
 ) -> Result<(), ServeError> {
+    if spec.transport == DiskTransport::Nbd {
+        return crate::nbd::run(spec, file, vhost, control);
+    }
     Server::new(spec, File::from(file), vhost.into(), control.into(), engine)?.serve()
 }
 

@@ -35,6 +35,7 @@ fn spec() -> DiskSpec {
         read_only: false,
         queues: 2,
         direct: true,
+        transport: model::disk::DiskTransport::VhostUser,
     }
 }
 

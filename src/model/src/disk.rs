@@ -17,10 +17,21 @@ pub enum ImageFormat {
     Iso,
 }
 
-/// The specification of one `allod disk` process: one volume, served to one guest by vhost-user-blk.
+/// How a guest's engine reaches a disk's owner.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskTransport {
+    /// vhost-user-blk: the owner reads and writes the guest's memory.
+    #[default]
+    VhostUser,
+    /// NBD: the engine copies. For software CPUs, which must see every write to memory that holds code.
+    Nbd,
+}
+
+/// The specification of one `allod disk` process: one volume, served to one guest.
 ///
 /// Descriptors are handed over at start, so that the child opens nothing by itself:
-/// the volume's file and a listening Unix socket for vhost-user.
+/// the volume's file, and a listening Unix socket for the guest's engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpec {
     /// The volume's id; its first 20 characters are the guest's serial number of the disk (virtio 1.2 §5.2.6).
@@ -31,8 +42,18 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// Request queues, 1 to 16.
     pub queues: u16,
-    /// Open the file with `O_DIRECT` where its filesystem can.
+    /// Open the file with `O_DIRECT` where its filesystem can (vhost-user).
     pub direct: bool,
+    /// How the guest's engine reaches it.
+    #[serde(default)]
+    pub transport: DiskTransport,
+}
+
+impl DiskSpec {
+    /// The serial number that the guest reads: the first 20 characters of the volume's id.
+    pub fn serial(&self) -> String {
+        self.id.to_string().chars().take(20).collect()
+    }
 }
 
 /// Requests on the control socket of an `allod disk`.

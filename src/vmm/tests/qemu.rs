@@ -108,13 +108,8 @@ async fn serve_disk(folder: &Path, sector: &[u8]) -> Child {
             "--blockdev",
             &format!("driver=file,node-name=disk,filename={}", image.display()),
         ])
-        .args([
-            "--export",
-            &format!(
-                "type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path={}",
-                socket.display()
-            ),
-        ])
+        .args(["--nbd-server", &format!("addr.type=unix,addr.path={}", socket.display())])
+        .args(["--export", "type=nbd,id=disk,node-name=disk,name="])
         .spawn()
         .unwrap();
     until(|| socket.exists()).await;
@@ -142,6 +137,7 @@ impl Bench {
             disks: vec![PlannedDisk {
                 socket: "disk0".into(),
                 queues: 1,
+                serial: "disk-1".into(),
             }],
             nics: Vec::new(),
             folder: self.folder.path().join("machine"),

@@ -276,6 +276,7 @@ impl Shared {
             planned_disks.push(PlannedDisk {
                 socket: file_name(&disk.socket),
                 queues: disk.spec.queues,
+                serial: disk.spec.serial(),
             });
             parts.owners.push(Owner::keep(self.launcher.clone(), disk).await?);
         }

@@ -172,10 +172,12 @@ mod tests {
                 PlannedDisk {
                     socket: "disk0".into(),
                     queues: 2,
+                    serial: "volume-1".into(),
                 },
                 PlannedDisk {
                     socket: "disk1".into(),
                     queues: 1,
+                    serial: "volume-2".into(),
                 },
             ],
             nics: vec![PlannedNic {
@@ -203,15 +205,27 @@ mod tests {
 
     #[test]
     fn disks_boot_in_order_and_everything_comes_back_after_a_restart_of_its_server() {
-        let list = arguments(&plan("web"), Accelerator::Tcg, Path::new("/guest"));
-        for expected in [
-            "socket,id=disk0,path=/guest/disk0,reconnect=1",
-            "vhost-user-blk-pci,id=disk0-device,chardev=disk0,num-queues=2,disable-legacy=on,bootindex=1",
-            "vhost-user-blk-pci,id=disk1-device,chardev=disk1,num-queues=1,disable-legacy=on,bootindex=2",
+        let common = [
             "socket,id=nic0,path=/guest/net0,reconnect=1",
+            "vhost-user,id=nic0-peer,chardev=nic0,queues=1",
+        ];
+        let kvm = [
+            "socket,id=disk0,path=/guest/disk0,reconnect=1",
+            "vhost-user-blk-pci,chardev=disk0,num-queues=2,id=disk0-device,disable-legacy=on,bootindex=1",
+            "vhost-user-blk-pci,chardev=disk1,num-queues=1,id=disk1-device,disable-legacy=on,bootindex=2",
+            "virtio-net-pci,id=nic0-device,netdev=nic0-peer,mac=fa:16:3e:00:00:01,host_mtu=1450,romfile=,disable-legacy=on",
+        ];
+        let tcg = [
+            "driver=nbd,node-name=disk0,server.type=unix,server.path=/guest/disk0,reconnect-delay=86400,auto-read-only=on,discard=unmap",
+            "virtio-blk-pci,drive=disk0,num-queues=1,serial=volume-1,id=disk0-device,disable-legacy=on,bootindex=1",
+            "virtio-blk-pci,drive=disk1,num-queues=1,serial=volume-2,id=disk1-device,disable-legacy=on,bootindex=2",
             "virtio-net-pci,id=nic0-device,netdev=nic0-peer,mac=fa:16:3e:00:00:01,host_mtu=1450,romfile=,disable-legacy=on,vectors=0",
-        ] {
-            assert!(list.iter().any(|x| x == expected), "{expected}\n{list:#?}");
+        ];
+        for (accelerator, expected) in [(Accelerator::Kvm, kvm), (Accelerator::Tcg, tcg)] {
+            let list = arguments(&plan("web"), accelerator, Path::new("/guest"));
+            for expected in expected.iter().chain(&common) {
+                assert!(list.iter().any(|x| x == expected), "{expected}\n{list:#?}");
+            }
         }
     }
 

@@ -40,6 +40,7 @@ async fn daemon(folder: &Path) -> ExitCode {
             disks: vec![PlannedDisk {
                 socket: "disk0".into(),
                 queues: 1,
+                serial: "disk-1".into(),
             }],
             nics: Vec::new(),
             folder: folder.join("machine"),

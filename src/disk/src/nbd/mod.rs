@@ -1,0 +1,162 @@
+//! A volume served by NBD over a Unix socket, for frontends that must copy into the guest's memory themselves.
+//!
+//! QEMU's software CPU (TCG) keeps translations of the guest's code and drops them when it sees a write to that memory. What a
+//! vhost-user backend writes there it does not see: a page of code that is read from such a disk may run as what it held before.
+//! So TCG guests get their disks by NBD, and QEMU does the copying.
+//!
+//! ```text
+//!  main thread     control socket: status, stop
+//!  one thread      accepts a client, negotiates, and carries its requests out one after the other
+//! ```
+//!
+//! **Death at any moment.** A request that was not answered is sent again by the client to the next process (QEMU's
+//! `reconnect-delay`); carrying it out twice is the same as once, for the client holds back what overlaps.
+
+mod protocol;
+mod session;
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use model::disk::{DiskRequest, DiskSpec, DiskStatus};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use process::control::{self, Channel};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use std::os::fd::AsFd;
+use tracing::{debug, info, warn};
+
+use crate::serve::ServeError;
+
+/// Control connections at once: the daemon's, and that of its successor while it takes over.
+const MAX_CONTROLS: usize = 4;
+
+/// What both threads see.
+#[derive(Debug)]
+struct Shared {
+    spec: DiskSpec,
+    file: File,
+    counters: Counters,
+    /// A write waits for space in the pool.
+    full: AtomicBool,
+    connected: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    reads: AtomicU64,
+    writes: AtomicU64,
+    flushes: AtomicU64,
+    read_bytes: AtomicU64,
+    written_bytes: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// Serves the volume in `file` until [`DiskRequest::Stop`]: a client at the listening socket `socket`, the daemon at the listening
+/// socket `control`.
+pub fn run(spec: DiskSpec, file: OwnedFd, socket: OwnedFd, control: OwnedFd) -> Result<(), ServeError> {
+    let file = File::from(file);
+    let has = file.metadata()?.len();
+    if has < spec.size {
+        return Err(ServeError::Short { has, asked: spec.size });
+    }
+    // Buffers are of any alignment here.
+    fcntl_setfl(&file, fcntl_getfl(&file).map_err(std::io::Error::from)? - OFlags::DIRECT)
+        .map_err(std::io::Error::from)?;
+    info!(volume = %spec.id, engine = "nbd", "serving");
+    let shared = Arc::new(Shared {
+        spec,
+        file,
+        counters: Counters::default(),
+        full: AtomicBool::new(false),
+        connected: AtomicBool::new(false),
+    });
+    let listener = UnixListener::from(socket);
+    let clients = Arc::clone(&shared);
+    std::thread::Builder::new().name("nbd".into()).spawn(move || session::accept(&listener, &clients))?;
+    obey(&shared, &UnixListener::from(control))
+}
+
+/// Answers the daemon until it says stop. The process ends with this thread: a request that another one is in is not answered, and
+/// so not acknowledged.
+fn obey(shared: &Shared, listener: &UnixListener) -> Result<(), ServeError> {
+    listener.set_nonblocking(true)?;
+    let mut controls: Vec<Channel> = Vec::new();
+    loop {
+        let ready = {
+            let mut fds = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            fds.extend(controls.iter().map(|channel| {
+                let wanted = if channel.wants_write() { PollFlags::POLLOUT } else { PollFlags::POLLIN };
+                PollFd::new(channel.as_fd(), wanted)
+            }));
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                result => result?,
+            };
+            fds.iter().map(|fd| fd.any().unwrap_or(false)).collect::<Vec<_>>()
+        };
+        let mut ready = ready.into_iter();
+        let knocked = ready.next() == Some(true);
+        let mut stop = false;
+        controls.retain_mut(|channel| ready.next() != Some(true) || converse(shared, channel, &mut stop));
+        if stop {
+            return Ok(shared.file.sync_data()?);
+        }
+        if knocked {
+            match control::accept(listener) {
+                Ok(Some(stream)) if controls.len() < MAX_CONTROLS => controls.push(Channel::new(stream)),
+                Ok(Some(_)) => warn!("too many control connections"),
+                Ok(None) => {}
+                Err(error) => warn!(%error, "cannot accept a control connection"),
+            }
+        }
+    }
+}
+
+/// Answers what is there; false if the connection ended.
+fn converse(shared: &Shared, channel: &mut Channel, stop: &mut bool) -> bool {
+    loop {
+        match channel.read::<DiskRequest>() {
+            Ok(Some((request, _))) => {
+                let answer = match request.body {
+                    DiskRequest::Status => Ok(shared.status()),
+                    DiskRequest::Stop => {
+                        *stop = true;
+                        Ok(shared.status())
+                    }
+                    DiskRequest::Resize(_) => {
+                        Err("a disk that is served by NBD grows when its guest starts again".to_owned())
+                    }
+                };
+                if let Err(error) = channel.reply(request.id, answer) {
+                    debug!(%error, "a control connection ended");
+                    return false;
+                }
+            }
+            Ok(None) => return true,
+            Err(error) => {
+                debug!(%error, "a control connection ended");
+                return false;
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn status(&self) -> DiskStatus {
+        let Counters { reads, writes, flushes, read_bytes, written_bytes, errors } = &self.counters;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        DiskStatus {
+            connected: self.connected.load(Ordering::Relaxed),
+            reads: load(reads),
+            writes: load(writes),
+            flushes: load(flushes),
+            read_bytes: load(read_bytes),
+            written_bytes: load(written_bytes),
+            errors: load(errors),
+            paused: self.full.load(Ordering::Relaxed).then(|| "pool full".to_owned()),
+        }
+    }
+}
