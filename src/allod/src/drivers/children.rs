@@ -32,7 +32,17 @@ pub fn child_main(kind: &str) -> Option<ExitCode> {
         .with_ansi(false)
         .with_max_level(tracing::Level::INFO)
         .init();
+    end_on_panic();
     Some(process::child::run(main))
+}
+
+/// A child that lost a thread is no child to keep: it ends, and the daemon starts another.
+fn end_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::exit(101);
+    }));
 }
 
 /// The switch.
