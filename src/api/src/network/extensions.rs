@@ -32,11 +32,6 @@ const EXTENSIONS: &[(&str, &str, &str)] = &[
         "Expose port bindings of a virtual port to external application",
     ),
     (
-        "dns-integration",
-        "DNS Integration",
-        "Provides integration with DNS.",
-    ),
-    (
         "ext-gw-mode",
         "Neutron L3 Configurable external gateway mode",
         "Extension of the router abstraction for specifying whether SNAT should occur on the external gateway",
@@ -45,11 +40,6 @@ const EXTENSIONS: &[(&str, &str, &str)] = &[
         "external-net",
         "Neutron external network",
         "Adds external network attribute to network resource.",
-    ),
-    (
-        "extra_dhcp_opt",
-        "Neutron Extra DHCP options",
-        "Extra options configuration for DHCP.",
     ),
     (
         "extraroute",

@@ -23,8 +23,8 @@ pub(crate) use addresses::join_automatic;
 pub use row::{AddressPair, DhcpOption, Fields, PortRow};
 pub(crate) use row::{active_ids, is_active, matching};
 pub use server::{
-    Address, NetRequest, addresses, bind, change_group, create_for_server, of_server, release_for_server,
-    release_port_of_server, security_groups_of,
+    Address, Addresses, NetRequest, addresses, addresses_of_all, bind, change_group, create_for_server,
+    of_server, release_for_server, release_port_of_server, security_groups_of,
 };
 
 use super::errors::{bad, conflict, disallowed, invalid, named, no_port};

@@ -1,6 +1,6 @@
 //! Ports of servers: what `compute` asks for, inside its own writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use model::net::MacAddr;
@@ -10,8 +10,9 @@ use uuid::Uuid;
 use super::{Fields, FixedIpRequest, PortRow, SERVER, erase, get, in_use, matching};
 use crate::error::Kind;
 use crate::network::errors::{bad, conflict, disallowed, named};
+use crate::network::floating_ips::{self, FloatingIp};
+use crate::network::networks;
 use crate::network::rows::{self, Condition};
-use crate::network::{floating_ips, networks};
 use crate::{Context, Result};
 
 /// One entry of a server's `networks`.
@@ -163,26 +164,63 @@ pub fn of_server(conn: &Connection, server: Uuid) -> Result<Vec<PortRow>> {
     Ok(ports)
 }
 
-/// A server's addresses by the names of its networks, fixed and floating ones.
-pub fn addresses(conn: &Connection, server: Uuid) -> Result<BTreeMap<String, Vec<Address>>> {
-    let mut found: BTreeMap<String, Vec<Address>> = BTreeMap::new();
+/// Addresses by the names of their networks.
+pub type Addresses = BTreeMap<String, Vec<Address>>;
+
+/// A server's addresses, fixed and floating ones.
+pub fn addresses(conn: &Connection, server: Uuid) -> Result<Addresses> {
+    let mut found = Addresses::new();
     for port in of_server(conn, server)? {
-        let network = networks::fetch(conn, port.network_id)?.meta.name;
-        let addresses = found.entry(network).or_default();
-        let address = |addr: IpAddr, floating| Address {
-            addr,
-            version: if addr.is_ipv4() { 4 } else { 6 },
-            mac: port.mac,
-            floating,
-        };
         let floating = floating_ips::of_port(conn, port.id)?;
-        for fixed in &port.fixed_ips {
-            addresses.push(address(fixed.ip, false));
-            let public = floating.iter().filter(|f| f.fixed_ip == Some(fixed.ip));
-            addresses.extend(public.map(|f| address(f.address, true)));
+        add_addresses(
+            &mut found,
+            &networks::fetch(conn, port.network_id)?.meta.name,
+            &port,
+            &floating,
+        );
+    }
+    Ok(found)
+}
+
+/// The addresses of many servers, for lists: a fixed number of queries for all of them together.
+pub fn addresses_of_all(conn: &Connection, servers: &HashSet<Uuid>) -> Result<HashMap<Uuid, Addresses>> {
+    let names: HashMap<Uuid, String> = networks::all(conn)?
+        .into_iter()
+        .map(|network| (network.meta.id, network.meta.name))
+        .collect();
+    let mut floating: HashMap<Uuid, Vec<FloatingIp>> = HashMap::new();
+    for one in floating_ips::all(conn)? {
+        if let Some(port) = one.port_id {
+            floating.entry(port).or_default().push(one);
+        }
+    }
+    let mut ports = matching(conn, Condition::new("server_id<>''", Vec::new()))?;
+    ports.sort_by_key(|port| port.nic);
+    let mut found: HashMap<Uuid, Addresses> = HashMap::new();
+    for port in ports {
+        if let Some(server) = port.server.filter(|server| servers.contains(server))
+            && let Some(network) = names.get(&port.network_id)
+        {
+            let floating = floating.get(&port.id).map(Vec::as_slice).unwrap_or_default();
+            add_addresses(found.entry(server).or_default(), network, &port, floating);
         }
     }
     Ok(found)
+}
+
+fn add_addresses(found: &mut Addresses, network: &str, port: &PortRow, floating: &[FloatingIp]) {
+    let address = |addr: IpAddr, floating| Address {
+        addr,
+        version: if addr.is_ipv4() { 4 } else { 6 },
+        mac: port.mac,
+        floating,
+    };
+    let addresses = found.entry(network.to_owned()).or_default();
+    for fixed in &port.fixed_ips {
+        addresses.push(address(fixed.ip, false));
+        let public = floating.iter().filter(|f| f.fixed_ip == Some(fixed.ip));
+        addresses.extend(public.map(|f| address(f.address, true)));
+    }
 }
 
 /// The server's ports are on this node from now on, and this is the name that DHCP tells; a name that a port was given

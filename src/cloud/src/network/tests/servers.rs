@@ -141,6 +141,8 @@ fn a_servers_addresses_are_told_with_its_floating_ones() {
     };
     let floating = floating_ips::create(&bench.conn, &ctx, &fields).unwrap();
     let addresses = ports::addresses(&bench.conn, server).unwrap();
+    let all = ports::addresses_of_all(&bench.conn, &[server, Uuid::nil()].into()).unwrap();
+    assert_eq!(all, [(server, addresses.clone())].into());
     let told: Vec<(IpAddr, bool)> = addresses["net"].iter().map(|a| (a.addr, a.floating)).collect();
     assert_eq!(told, [(ip("10.0.0.2"), false), (floating.address, true)]);
     assert!(
