@@ -12,6 +12,7 @@ use store::{Error, Options, Step, Store};
 
 const TURN: Duration = Duration::from_secs(2);
 const TURNS: usize = 4;
+const IDLE: Duration = Duration::from_secs(20);
 
 const STEPS: &[Step] = &[Step {
     number: 1,
@@ -42,6 +43,13 @@ fn fsyncs_per_second(dir: &Path) -> std::io::Result<f64> {
     let rate = count as f64 / began.elapsed().as_secs_f64();
     fs::remove_file(path)?;
     Ok(rate)
+}
+
+/// Seconds of processor time that this process has used.
+fn processor_time() -> Result<f64, nix::Error> {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
+    let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
 async fn writes_per_second(store: &Store, clients: u64) -> Result<f64, Error> {
@@ -125,6 +133,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let store = Store::open(options).await?;
     println!("bench store_open {:.0} ms", began.elapsed().as_secs_f64() * 1e3);
+    let (began, used) = (Instant::now(), processor_time()?);
+    tokio::time::sleep(IDLE).await;
+    let percent = 100.0 * (processor_time()? - used) / began.elapsed().as_secs_f64();
+    println!("bench store_idle {percent:.3} % of a core");
     store.close().await?;
     Ok(())
 }

@@ -17,8 +17,8 @@ use rusqlite::{Connection, params};
 use crate::command::{Hash, hex};
 use crate::error::Error;
 use crate::log::sync_directory;
-use crate::machine::files;
 use crate::machine::state::State;
+use crate::machine::{Keep, files};
 use crate::raft::{Node, NodeId, Types};
 use crate::reader::Readers;
 use crate::schema;
@@ -43,9 +43,11 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Makes a snapshot of what is applied now.
-pub(crate) async fn build(dir: &Path, readers: Arc<Readers>) -> Result<Snapshot<Types>, Error> {
+pub(crate) async fn build(dir: &Path, readers: Arc<Readers>, lock: Keep) -> Result<Snapshot<Types>, Error> {
     let dir = dir.to_owned();
     let (meta, file) = blocking(move || {
+        // The task may go away; this thread ends its work, with the lock.
+        let _lock = lock;
         let folder = folder(&dir);
         fs::create_dir_all(&folder).map_err(Error::io(format!("make {}", folder.display())))?;
         let unfinished = folder.join("unfinished.db");
@@ -194,9 +196,11 @@ pub(crate) async fn unpack(
     meta: &Meta,
     file: tokio::fs::File,
     generation: u64,
+    lock: Keep,
 ) -> Result<(), Error> {
     let (dir, meta, file) = (dir.to_owned(), meta.clone(), file.into_std().await);
     blocking(move || {
+        let _lock = lock;
         let folder = folder(&dir);
         fs::create_dir_all(&folder).map_err(Error::io(format!("make {}", folder.display())))?;
         if meta.snapshot_id.is_empty()

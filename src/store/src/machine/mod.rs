@@ -7,9 +7,10 @@ pub(crate) mod database;
 pub(crate) mod files;
 pub(crate) mod state;
 
+use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 
 use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, RaftSnapshotBuilder, Snapshot, SnapshotMeta, StorageIOError};
@@ -61,12 +62,16 @@ pub(crate) struct Shared {
     pub applied: AtomicU64,
 }
 
+/// Held by whatever writes into the directory: the directory's lock.
+pub(crate) type Keep = Arc<dyn Any + Send + Sync>;
+
 /// Raft's state machine. The database's thread ends when the last clone is gone, or when it is told to stop.
 #[derive(Clone)]
 pub(crate) struct Machine {
     config: Arc<Config>,
     shared: Arc<Shared>,
     orders: mpsc::Sender<Order>,
+    keep: Weak<dyn Any + Send + Sync>,
 }
 
 impl Machine {
@@ -75,7 +80,7 @@ impl Machine {
         config: Config,
         log: Option<LogStore>,
         events: usize,
-        keep: impl Send + 'static,
+        keep: Keep,
     ) -> Result<Machine, Error> {
         let config = Arc::new(config);
         let (orders, receiver) = mpsc::channel();
@@ -89,6 +94,7 @@ impl Machine {
         shared
             .readers
             .swap(Readers::new(files::path(&config.dir, generation), config.vfs));
+        let held = Arc::downgrade(&keep);
         std::thread::Builder::new()
             .name("store-database".to_owned())
             .spawn(move || {
@@ -100,6 +106,7 @@ impl Machine {
             config,
             shared,
             orders,
+            keep: held,
         })
     }
 
@@ -186,7 +193,9 @@ impl RaftStateMachine<Types> for Machine {
 impl Machine {
     async fn install(&self, meta: &SnapshotMeta<NodeId, Node>, file: tokio::fs::File) -> Result<(), Error> {
         let generation = self.ask(Order::Generation).await? + 1;
-        snapshot::unpack(&self.config.dir, meta, file, generation).await?;
+        let closed = || Error::Stopped("it was closed".to_owned());
+        let keep = self.keep.upgrade().ok_or_else(closed)?;
+        snapshot::unpack(&self.config.dir, meta, file, generation, keep).await?;
         let expected = meta.last_log_id;
         self.ask(|reply| Order::Install {
             generation,
@@ -200,9 +209,12 @@ impl Machine {
 impl RaftSnapshotBuilder<Types> for Machine {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
         let pause = std::time::Duration::from_secs(5);
+        // Raft does not wait for a snapshot when it stops. The next to open this directory does.
+        let closed = || storage(&Error::Stopped("it was closed".to_owned()));
+        let keep = self.keep.upgrade().ok_or_else(closed)?;
         let built = loop {
             let readers = self.shared.readers.get();
-            match snapshot::build(&self.config.dir, readers).await {
+            match snapshot::build(&self.config.dir, readers, keep.clone()).await {
                 // openraft stops for good at an error; a full disk is no reason for that.
                 Err(error) if error.is_full() => {
                     tracing::warn!(%error, "the disk is full: the snapshot waits");

@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use super::sim::{self, Follower, Image, Op, SimDisk, World};
-use super::vfs::VFS;
+use super::sim::{self, Follower, Image, Op, SimDisk, VFS, World};
 use super::{STEPS, increment};
 use crate::log::LogStore;
 use crate::machine::database::Database;

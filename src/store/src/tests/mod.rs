@@ -6,7 +6,6 @@ mod crash;
 mod full;
 pub(crate) mod sim;
 mod suite;
-mod vfs;
 
 use std::path::Path;
 

@@ -37,7 +37,7 @@ impl StoreBuilder<Types, LogStore, Machine, Guard> for Builder {
             vfs: None,
             free: crate::log::free_bytes,
         };
-        let machine = Machine::open(config, None, 16, ()).unwrap();
+        let machine = Machine::open(config, None, 16, Arc::new(())).unwrap();
         Ok((
             Guard {
                 machine: machine.clone(),

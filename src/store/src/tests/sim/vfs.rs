@@ -9,7 +9,7 @@ use std::sync::Once;
 
 use rusqlite::ffi::{self, sqlite3_file, sqlite3_int64, sqlite3_io_methods, sqlite3_vfs};
 
-use super::sim::{self, Handle};
+use super::sqlite::{self, Handle};
 
 /// The name under which SQLite knows this file layer.
 pub(crate) const VFS: &str = "allod-sim";
@@ -108,7 +108,8 @@ unsafe extern "C" fn open(
     // SAFETY: SQLite passes `szOsFile` writable bytes; without methods it does not call `close` if this fails.
     unsafe { (*file).pMethods = ptr::null() };
     // SAFETY: SQLite passes a name that lives as long as the file.
-    let opened = unsafe { path(name) }.and_then(|path| sim::open(path, flags & ffi::SQLITE_OPEN_CREATE != 0));
+    let opened =
+        unsafe { path(name) }.and_then(|path| sqlite::open(path, flags & ffi::SQLITE_OPEN_CREATE != 0));
     match opened {
         Ok(handle) => {
             let new = File {
@@ -129,14 +130,14 @@ unsafe extern "C" fn open(
 
 unsafe extern "C" fn delete(_: *mut sqlite3_vfs, name: *const c_char, _sync_dir: c_int) -> c_int {
     // SAFETY: SQLite passes a string.
-    code(unsafe { path(name) }.and_then(sim::delete))
+    code(unsafe { path(name) }.and_then(sqlite::delete))
 }
 
 unsafe extern "C" fn access(_: *mut sqlite3_vfs, name: *const c_char, _: c_int, out: *mut c_int) -> c_int {
     // SAFETY: SQLite passes a string, and an integer to write to.
     code(
         unsafe { path(name) }
-            .and_then(sim::exists)
+            .and_then(sqlite::exists)
             .map(|exists| unsafe { *out = c_int::from(exists) }),
     )
 }
