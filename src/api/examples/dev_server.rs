@@ -32,8 +32,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let _ = tokio::signal::ctrl_c().await;
         stop.cancel();
     });
-    let upkeep = test.cloud.clone();
-    tokio::spawn(async move { cloud::identity::upkeep::run(&upkeep).await });
+    cloud::network::bootstrap(&test.cloud).await?;
+    cloud::image::recover(&test.cloud).await?;
+    let loops = [
+        cloud::identity::spawn(test.cloud.clone()),
+        cloud::image::spawn(test.cloud.clone()),
+        cloud::network::spawn(test.cloud.clone()),
+        cloud::compute::spawn(test.cloud.clone()),
+    ];
     api::serve(
         vec![listener],
         None,
@@ -41,5 +47,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         shutdown,
     )
     .await?;
+    loops.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(())
 }

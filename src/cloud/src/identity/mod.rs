@@ -42,6 +42,7 @@ use directory::Directory;
 use password::{Cost, Hasher};
 pub use secret::Secret;
 use token::{Claims, METHODS, Target};
+pub use upkeep::spawn;
 
 /// Who may do what. Beside the role, most actions need a scope that reaches the resource: see [`rights`].
 pub const POLICY: &[Rule] = &[

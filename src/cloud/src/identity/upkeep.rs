@@ -1,8 +1,10 @@
 //! What identity does by itself: new token keys, and rows that time has made useless.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::params;
+use tokio::task::JoinHandle;
 
 use super::{TOKEN_LIFETIME, micros, now};
 use crate::worker::Activity;
@@ -17,25 +19,27 @@ const CHUNK: i64 = 1000;
 /// As [`crate::worker`] lists it.
 const NAME: &str = "identity";
 
-/// Runs until it is dropped.
-pub async fn run(cloud: &Cloud) {
-    loop {
-        match once(cloud).await {
-            Ok(()) => cloud.workers.set(NAME, Activity::Idle),
-            Err(error) => {
-                tracing::warn!(%error, "identity upkeep failed");
-                let next_try = SystemTime::now() + INTERVAL;
-                cloud.workers.set(
-                    NAME,
-                    Activity::Failed {
-                        error: error.to_string(),
-                        next_try,
-                    },
-                );
+/// Starts the loop; it ends when the task is aborted.
+pub fn spawn(cloud: Arc<Cloud>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            match once(&cloud).await {
+                Ok(()) => cloud.workers.set(NAME, Activity::Idle),
+                Err(error) => {
+                    tracing::warn!(%error, "identity upkeep failed");
+                    let next_try = SystemTime::now() + INTERVAL;
+                    cloud.workers.set(
+                        NAME,
+                        Activity::Failed {
+                            error: error.to_string(),
+                            next_try,
+                        },
+                    );
+                }
             }
+            tokio::time::sleep(INTERVAL).await;
         }
-        tokio::time::sleep(INTERVAL).await;
-    }
+    })
 }
 
 /// One look: a new key if the newest is old, no keys and revocations that no living token needs.

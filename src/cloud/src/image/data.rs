@@ -3,6 +3,7 @@
 use std::io::{self, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -12,17 +13,24 @@ use rusqlite::params;
 use sha2::{Digest, Sha512};
 use tokio::fs::File;
 use tokio::io::{AsyncSeekExt, AsyncWriteExt, BufWriter};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::{Image, Status, find, find_own, format_name, load};
 use crate::identity::now;
+use crate::worker::Activity;
 use crate::{Cloud, Context, Error, Result};
 
 /// Uploads at once; more are told to come again. Each holds a file of up to the largest image's size.
 const UPLOADS: usize = 16;
 /// Conversions at once; more wait.
 const CONVERSIONS: usize = 2;
+/// After a deletion failed.
+const RETRY: Duration = Duration::from_secs(30);
+/// As [`crate::worker`] lists the loop.
+const WORKER: &str = "image";
 
 static UPLOADING: Semaphore = Semaphore::const_new(UPLOADS);
 static CONVERTING: Semaphore = Semaphore::const_new(CONVERSIONS);
@@ -354,29 +362,69 @@ pub(super) async fn purge(cloud: &Cloud, id: Uuid) -> Result<()> {
         .await
 }
 
-/// At the daemon's start: uploads that the last one did not end are `queued` again, images that were going go.
+/// Removes what every image that is `pending_delete` left; all are tried, the first failure is told.
+async fn purge_all(cloud: &Cloud) -> Result<()> {
+    let going = cloud.store.read(|conn| {
+        let mut sql = conn.prepare_cached("SELECT id FROM images WHERE status = 'pending_delete'")?;
+        let rows = sql.query_map([], |row| row.get::<_, String>(0))?;
+        Ok::<_, Error>(rows.collect::<rusqlite::Result<Vec<_>>>()?)
+    });
+    let mut failed = Ok(());
+    for id in going.await?.iter().filter_map(|id| id.parse().ok()) {
+        failed = failed.and(purge(cloud, id).await);
+    }
+    failed
+}
+
+/// Starts the loop that removes what a deletion could not remove at once; it ends when the task is aborted.
+pub fn spawn(cloud: Arc<Cloud>) -> JoinHandle<()> {
+    let mut events = cloud.store.subscribe();
+    tokio::spawn(async move {
+        loop {
+            match purge_all(&cloud).await {
+                Ok(()) => {
+                    cloud.workers.set(WORKER, Activity::Idle);
+                    loop {
+                        match events.recv().await {
+                            Ok(event) if !event.touches("images") => {}
+                            Ok(_) | Err(RecvError::Lagged(_)) => break,
+                            Err(RecvError::Closed) => return,
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a deleted image's bytes could not be removed");
+                    let next_try = SystemTime::now() + RETRY;
+                    cloud.workers.set(
+                        WORKER,
+                        Activity::Failed {
+                            error: error.to_string(),
+                            next_try,
+                        },
+                    );
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    })
+}
+
+/// At the daemon's start, before it takes requests: uploads that the last one did not end are `queued` again.
 ///
 /// # Errors
 /// If the store cannot be read or written, or bytes cannot be removed.
 pub async fn recover(cloud: &Cloud) -> Result<()> {
-    let rows: Vec<(String, String)> = cloud
+    let rows: Vec<String> = cloud
         .store
         .read(|conn| {
-            let sql =
-                "SELECT id, status FROM images WHERE status IN ('saving', 'importing', 'pending_delete')";
-            let mut sql = conn.prepare(sql)?;
-            let rows = sql.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let mut sql = conn.prepare("SELECT id FROM images WHERE status IN ('saving', 'importing')")?;
+            let rows = sql.query_map([], |row| row.get(0))?;
             Ok::<_, Error>(rows.collect::<rusqlite::Result<_>>()?)
         })
         .await?;
-    for (id, status) in rows {
-        let Ok(id) = id.parse::<Uuid>() else { continue };
-        if status == "pending_delete" {
-            purge(cloud, id).await?;
-        } else {
-            cloud.drivers.disks.delete_image(id).await?;
-            put_back(cloud, id).await;
-        }
+    for id in rows.iter().filter_map(|id| id.parse().ok()) {
+        cloud.drivers.disks.delete_image(id).await?;
+        put_back(cloud, id).await;
     }
     // What no row knows of.
     let mut files = match tokio::fs::read_dir(&cloud.config.staging_dir).await {

@@ -32,7 +32,7 @@ use uuid::Uuid;
 use crate::policy::{Rule, Who, rule};
 use crate::{Cloud, Context, Error, Result};
 pub use boot::{find_for_boot, get_for_boot};
-pub use data::recover;
+pub use data::{recover, spawn};
 
 /// Who may do what. That an image is the caller's own, or is seen by it, each function checks beside.
 pub const POLICY: &[Rule] = &[

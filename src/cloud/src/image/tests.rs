@@ -52,6 +52,14 @@ async fn active(test: &TestCloud, ctx: &Context, document: Value) -> Uuid {
     id
 }
 
+/// All rows, whatever their state.
+async fn count(cloud: &Cloud) -> i64 {
+    let count = cloud
+        .store
+        .read(|conn| Ok::<i64, Error>(conn.query_row("SELECT count(*) FROM images", [], |row| row.get(0))?));
+    count.await.unwrap()
+}
+
 fn is_forbidden<T>(result: Result<T>) -> bool {
     result.is_err_and(|error| error.kind() == Some(crate::error::Kind::Forbidden))
 }
@@ -212,14 +220,16 @@ async fn a_restart_ends_what_was_under_way() {
     std::fs::create_dir_all(&test.cloud.config.staging_dir).unwrap();
     std::fs::write(test.cloud.config.staging_dir.join(format!("{a}.upload")), b"half").unwrap();
     recover(&test.cloud).await.unwrap();
+    let mut events = test.cloud.store.subscribe();
+    let task = spawn(test.cloud.clone());
+    while count(&test.cloud).await > 2 {
+        events.recv().await.unwrap();
+    }
+    task.abort();
     for id in [a, b] {
         assert_eq!(show(&test.cloud, &ctx, id).await.unwrap().status, Status::Queued);
     }
-    let left = test
-        .cloud
-        .store
-        .read(|conn| Ok::<i64, Error>(conn.query_row("SELECT count(*) FROM images", [], |row| row.get(0))?));
-    assert_eq!(left.await.unwrap(), 2);
+    assert_eq!(count(&test.cloud).await, 2);
     assert_eq!(
         std::fs::read_dir(&test.cloud.config.staging_dir).unwrap().count(),
         0
@@ -417,10 +427,25 @@ async fn an_image_deleted_while_it_is_converted_goes_afterwards() {
     sender.unbounded_send(Ok(Bytes::from_static(b"late"))).unwrap();
     drop(sender);
     assert!(is_not_found(upload.await.unwrap()));
-    let left = test
-        .cloud
-        .store
-        .read(|conn| Ok::<i64, Error>(conn.query_row("SELECT count(*) FROM images", [], |row| row.get(0))?));
-    assert_eq!(left.await.unwrap(), 0);
+    assert_eq!(count(&test.cloud).await, 0);
+    assert!(test.drivers.state().images.is_empty());
+}
+
+#[tokio::test]
+async fn a_deletion_that_fails_on_the_node_is_done_and_tried_again() {
+    let test = cloud().await;
+    let ctx = test.context("ann", "one", "member").await;
+    let id = active(&test, &ctx, json!({"name": "x"})).await;
+    test.drivers
+        .fail_next("delete_image", DriverError::Failed("the pool is away".into()));
+    update::delete(&test.cloud, &ctx, id).await.unwrap();
+    assert!(is_not_found(show(&test.cloud, &ctx, id).await));
+    assert_eq!(count(&test.cloud).await, 1);
+    let mut events = test.cloud.store.subscribe();
+    let task = spawn(test.cloud.clone());
+    while count(&test.cloud).await > 0 {
+        events.recv().await.unwrap();
+    }
+    task.abort();
     assert!(test.drivers.state().images.is_empty());
 }

@@ -203,8 +203,10 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: Uuid) -> Result<()> {
         })
         .await?;
     // An upload under way sees that its image is going, and clears up after itself.
-    if !matches!(before, Status::Saving | Status::Importing) {
-        super::data::purge(cloud, id).await?;
+    if !matches!(before, Status::Saving | Status::Importing)
+        && let Err(error) = super::data::purge(cloud, id).await
+    {
+        tracing::warn!(image = %id, %error, "a deleted image's bytes are still there; this is tried again");
     }
     Ok(())
 }
