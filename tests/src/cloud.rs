@@ -180,6 +180,28 @@ impl Cloud {
         tail(&fs::read_to_string(self.log_path()).unwrap_or_default(), lines).to_owned()
     }
 
+    /// The last lines of its children's logs, each under its name.
+    pub fn children_logs(&self, lines: usize) -> String {
+        let mut text = String::new();
+        let mut folders = vec![self.state().join("run"), self.state().join("log")];
+        while let Some(folder) = folders.pop() {
+            for path in fs::read_dir(folder)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path())
+            {
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|e| e == "log") {
+                    let log = String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()).into_owned();
+                    text += &format!("\n--- end of {} ---\n{}", path.display(), tail(&log, lines));
+                }
+            }
+        }
+        text
+    }
+
     /// What clients verify it with.
     pub fn ca(&self) -> PathBuf {
         self.state().join("ca.pem")
@@ -463,7 +485,11 @@ impl Cloud {
 impl Drop for Cloud {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- end of the daemon's log ---\n{}", self.log(40));
+            eprintln!(
+                "--- end of the daemon's log ---\n{}{}",
+                self.log(40),
+                self.children_logs(15)
+            );
         }
         if let Err(error) = self.end_everything() {
             eprintln!("while ending the cloud: {error:#}");

@@ -85,7 +85,10 @@ pub fn run(once: bool, steps: &Steps) -> Result<()> {
             Ok(())
         }
         Err(error) => {
-            steps.say(&format!("--- end of the daemon's log ---\n{}", cloud.log(40)));
+            steps.say(&format!(
+                "--- end of the daemon's log ---\n{}",
+                cloud.log(40) + &cloud.children_logs(15)
+            ));
             let console = cloud
                 .console_log(DEMO, SERVER)
                 .unwrap_or_else(|e| format!("(not to be had: {e:#})"));

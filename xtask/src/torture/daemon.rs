@@ -31,7 +31,10 @@ pub fn run(kills: u32, steps: &Steps) -> Result<()> {
         torture(&mut cloud, &guest, kills, steps)
     });
     if let Err(error) = result {
-        steps.say(&format!("--- end of the daemon's log ---\n{}", cloud.log(40)));
+        steps.say(&format!(
+            "--- end of the daemon's log ---\n{}",
+            cloud.log(40) + &cloud.children_logs(15)
+        ));
         return Err(error);
     }
     let step = steps.start("torture daemon: end");
