@@ -90,6 +90,9 @@ pub enum Engine {
     Kvm,
     /// An installed `qemu-system-x86_64`.
     Qemu,
+    /// Nothing runs, everything is remembered: for benches of the API.
+    #[cfg(feature = "simulated")]
+    Simulated,
 }
 
 /// Where the children run.

@@ -7,6 +7,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use cloud::Cloud;
+#[cfg(feature = "simulated")]
+use cloud::driver::Capacity;
+use cloud::driver::Drivers;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -46,18 +49,25 @@ async fn run(config: Config, state: StateDir, listener: TcpListener, started: In
     })
     .await
     .context("the database cannot be opened")?;
-    let node = Node::open(node_options(&config)).await?;
+    let (drivers, _node) = drivers(&config, &state).await?;
     let cloud = Arc::new(Cloud {
         store,
         config: rules(&config, &state),
-        drivers: node.drivers(),
+        drivers,
         identity,
         workers: cloud::worker::Workers::default(),
     });
     cloud::identity::bootstrap(&cloud, &password).await.context("identity: first set-up")?;
     cloud::network::bootstrap(&cloud).await.context("network: first set-up")?;
     let clouds = state.write_clouds_yaml(&config, &password)?;
-    let loops = [cloud::network::spawn(cloud.clone()), cloud::compute::spawn(cloud.clone())];
+    let settings =
+        cloud::compute::Settings { graceful_stop: config.compute.graceful_stop(), ..Default::default() };
+    let loops = [
+        cloud::identity::upkeep::spawn(cloud.clone()),
+        cloud::image::spawn(cloud.clone()),
+        cloud::network::spawn(cloud.clone()),
+        cloud::compute::spawn_with(cloud.clone(), settings),
+    ];
 
     let shutdown = CancellationToken::new();
     let signals = end_on_signal(shutdown.clone())?;
@@ -80,6 +90,21 @@ async fn run(config: Config, state: StateDir, listener: TcpListener, started: In
     served.context("the API's port")
 }
 
+/// This node's hands. The node lives as long as they are used.
+async fn drivers(config: &Config, state: &StateDir) -> Result<(Drivers, Option<Node>)> {
+    #[cfg(feature = "simulated")]
+    if config.compute.engine == config::Engine::Simulated {
+        let mut simulated = cloud::testing::Remembering::new(state.path("images"));
+        simulated.capacity = Capacity { vcpus: 1 << 20, memory_mib: 1 << 40, engine: "simulated".into() };
+        let simulated = Arc::new(simulated);
+        let drivers = Drivers { machines: simulated.clone(), disks: simulated.clone(), switch: simulated };
+        return Ok((drivers, None));
+    }
+    let _ = state;
+    let node = Node::open(node_options(config)).await?;
+    Ok((node.drivers(), Some(node)))
+}
+
 /// What the node's drivers need of the operator's file.
 pub fn node_options(config: &Config) -> Options {
     Options {
@@ -98,6 +123,8 @@ pub fn node_options(config: &Config) -> Options {
             config::Engine::Auto => None,
             config::Engine::Kvm => Some(EngineKind::Kvm),
             config::Engine::Qemu => Some(EngineKind::Qemu),
+            #[cfg(feature = "simulated")]
+            config::Engine::Simulated => None,
         },
         accelerator: match config.compute.qemu_accel {
             config::QemuAccel::Auto => None,

@@ -121,6 +121,8 @@ impl TestCloud {
 
 /// Drivers that do nothing but remember.
 pub struct Remembering {
+    /// What the node says that it has.
+    pub capacity: Capacity,
     images: PathBuf,
     events: broadcast::Sender<MachineEvent>,
     state: Mutex<Remembered>,
@@ -147,6 +149,11 @@ impl Remembering {
     /// Images are kept as plain files in this folder.
     pub fn new(images: PathBuf) -> Self {
         Remembering {
+            capacity: Capacity {
+                vcpus: 16,
+                memory_mib: 65_536,
+                engine: "qemu".into(),
+            },
             images,
             events: broadcast::channel(256).0,
             state: Mutex::default(),
@@ -246,11 +253,7 @@ impl Machines for Remembering {
     }
 
     fn capacity(&self) -> Capacity {
-        Capacity {
-            vcpus: 16,
-            memory_mib: 65_536,
-            engine: "qemu".into(),
-        }
+        self.capacity.clone()
     }
 }
 

@@ -24,7 +24,7 @@ use process::child::{Isolation, Launcher, Runtime};
 use process::jail::Enforcement;
 use tracing::{info, warn};
 use vmm::qemu::QemuEngine;
-use vmm::{Accelerator, Choice, EngineKind};
+use vmm::{Accelerator, EngineKind};
 
 pub use machines::TEAR_DOWN;
 
@@ -58,7 +58,6 @@ pub struct Node {
     machines: machines::MachinesDriver,
     disks: disks::DisksDriver,
     switch: switch::SwitchDriver,
-    choice: Choice,
     trimmer: tokio::task::JoinHandle<()>,
 }
 
@@ -107,7 +106,6 @@ impl Node {
             machines,
             disks,
             switch,
-            choice,
             trimmer,
         })
     }
@@ -119,11 +117,6 @@ impl Node {
             disks: Arc::new(self.disks.clone()),
             switch: Arc::new(self.switch.clone()),
         }
-    }
-
-    /// The engine, and why it was chosen.
-    pub fn choice(&self) -> &Choice {
-        &self.choice
     }
 
     /// Stop all guests and children, and take back what was changed on the host. Volumes and images stay.
