@@ -243,7 +243,7 @@ mod tests {
         );
         assert!(
             list.iter()
-                .any(|x| x == "socket,id=disk0,path=/a,,b/disk0,reconnect=1")
+                .any(|x| x == "socket,id=nic0,path=/a,,b/net0,reconnect=1")
         );
     }
 }
