@@ -17,14 +17,15 @@ mod session;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
-use std::sync::Arc;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use model::disk::{DiskRequest, DiskSpec, DiskStatus};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use process::control::{self, Channel};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::net::{Shutdown, shutdown};
 use std::os::fd::AsFd;
 use tracing::{debug, info, warn};
 
@@ -42,6 +43,10 @@ struct Shared {
     /// A write waits for space in the pool.
     full: AtomicBool,
     connected: AtomicBool,
+    /// Set before the end: no more clients, no more waiting.
+    stopping: AtomicBool,
+    /// The client that is being served.
+    client: Mutex<Option<UnixStream>>,
 }
 
 #[derive(Debug, Default)]
@@ -72,15 +77,29 @@ pub fn run(spec: DiskSpec, file: OwnedFd, socket: OwnedFd, control: OwnedFd) -> 
         counters: Counters::default(),
         full: AtomicBool::new(false),
         connected: AtomicBool::new(false),
+        stopping: AtomicBool::new(false),
+        client: Mutex::new(None),
     });
-    let listener = UnixListener::from(socket);
-    let clients = Arc::clone(&shared);
-    std::thread::Builder::new().name("nbd".into()).spawn(move || session::accept(&listener, &clients))?;
-    obey(&shared, &UnixListener::from(control))
+    let listener = Arc::new(UnixListener::from(socket));
+    let (clients, ours) = (Arc::clone(&shared), Arc::clone(&listener));
+    let thread =
+        std::thread::Builder::new().name("nbd".into()).spawn(move || session::accept(&ours, &clients))?;
+    let obeyed = obey(&shared, &UnixListener::from(control));
+    // As a thread of the daemon, too, nothing may hold the volume after this.
+    shared.stopping.store(true, Ordering::SeqCst);
+    shutdown(&*listener, Shutdown::Both).map_err(std::io::Error::from)?;
+    if let Some(client) = shared.client().take() {
+        // It may be gone already.
+        let _ = client.shutdown(std::net::Shutdown::Both);
+    }
+    if thread.join().is_err() {
+        warn!(volume = %shared.spec.id, "the thread that served it panicked");
+    }
+    obeyed?;
+    Ok(shared.file.sync_data()?)
 }
 
-/// Answers the daemon until it says stop. The process ends with this thread: a request that another one is in is not answered, and
-/// so not acknowledged.
+/// Answers the daemon until it says stop.
 fn obey(shared: &Shared, listener: &UnixListener) -> Result<(), ServeError> {
     listener.set_nonblocking(true)?;
     let mut controls: Vec<Channel> = Vec::new();
@@ -102,7 +121,7 @@ fn obey(shared: &Shared, listener: &UnixListener) -> Result<(), ServeError> {
         let mut stop = false;
         controls.retain_mut(|channel| ready.next() != Some(true) || converse(shared, channel, &mut stop));
         if stop {
-            return Ok(shared.file.sync_data()?);
+            return Ok(());
         }
         if knocked {
             match control::accept(listener) {
@@ -145,6 +164,10 @@ fn converse(shared: &Shared, channel: &mut Channel, stop: &mut bool) -> bool {
 }
 
 impl Shared {
+    fn client(&self) -> MutexGuard<'_, Option<UnixStream>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn status(&self) -> DiskStatus {
         let Counters { reads, writes, flushes, read_bytes, written_bytes, errors } = &self.counters;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

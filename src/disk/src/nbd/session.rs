@@ -16,17 +16,25 @@ use super::protocol::{self, Request, command, command_flag, error, flag, info, o
 /// How long a write that finds the pool full waits before it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Takes clients, one at a time; others wait in the socket's backlog.
+/// Takes clients, one at a time, until the end; others wait in the socket's backlog.
 pub(super) fn accept(listener: &UnixListener, shared: &Shared) {
     loop {
-        match listener.accept() {
-            Ok((stream, _)) => {
+        let accepted = listener.accept();
+        // After the listener was shut down, every accept fails.
+        match accepted.and_then(|(stream, _)| Ok((stream.try_clone()?, stream))) {
+            Ok((copy, stream)) => {
+                *shared.client() = Some(copy);
+                if shared.stopping.load(Ordering::SeqCst) {
+                    return;
+                }
                 shared.connected.store(true, Ordering::Relaxed);
                 if let Err(error) = serve(&stream, shared) {
                     debug!(volume = %shared.spec.id, %error, "the client's connection ended");
                 }
                 shared.connected.store(false, Ordering::Relaxed);
+                shared.client().take();
             }
+            Err(_) if shared.stopping.load(Ordering::SeqCst) => return,
             Err(error) => {
                 warn!(%error, "cannot accept a client");
                 std::thread::sleep(RETRY);
@@ -59,6 +67,8 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
         }
         let code = match carry_out(&request, &mut data, shared) {
             Ok(()) => 0,
+            // A write that waited for space: without an answer the client sends it to the next owner.
+            Err(_) if shared.stopping.load(Ordering::SeqCst) => return Ok(()),
             Err(code) => {
                 shared.counters.errors.fetch_add(1, Ordering::Relaxed);
                 code
@@ -189,7 +199,7 @@ fn carry_out(request: &Request, data: &mut Vec<u8>, shared: &Shared) -> Result<(
     Ok(())
 }
 
-/// Tries again for as long as the pool is full.
+/// Tries again for as long as the pool is full. At the end it gives up: the request is not acknowledged.
 fn patiently(shared: &Shared, mut write: impl FnMut() -> io::Result<()>) -> Result<(), u32> {
     loop {
         let result = write();
@@ -198,7 +208,7 @@ fn patiently(shared: &Shared, mut write: impl FnMut() -> io::Result<()>) -> Resu
         shared.full.store(full, Ordering::Relaxed);
         match result {
             Ok(()) => return Ok(()),
-            Err(_) if full => std::thread::sleep(RETRY),
+            Err(_) if full && !shared.stopping.load(Ordering::SeqCst) => std::thread::sleep(RETRY),
             Err(e) => return Err(failed(shared.spec.id, &e)),
         }
     }
