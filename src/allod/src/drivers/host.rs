@@ -214,7 +214,7 @@ mod tests {
             "nft",
             "nftables",
             &["-f", "-"],
-            "table inet other { chain x { type filter hook input priority 0; } }",
+            "table inet other { chain x { type filter hook input priority 0; }; }\n",
         )
         .unwrap();
         let _tap = vmm::tap::open("allod-ext").unwrap();
