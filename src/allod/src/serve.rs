@@ -59,6 +59,7 @@ async fn run(config: Config, state: StateDir, listener: TcpListener, started: In
     });
     cloud::identity::bootstrap(&cloud, &password).await.context("identity: first set-up")?;
     cloud::network::bootstrap(&cloud).await.context("network: first set-up")?;
+    cloud::image::recover(&cloud).await.context("image: uploads that an earlier daemon left")?;
     let clouds = state.write_clouds_yaml(&config, &password)?;
     let settings =
         cloud::compute::Settings { graceful_stop: config.compute.graceful_stop(), ..Default::default() };

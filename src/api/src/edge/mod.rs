@@ -254,12 +254,10 @@ impl Edge {
             }
         });
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-        let ended = loop {
-            tokio::select! {
-                ended = connection.as_mut() => break Some(ended),
-                () = self.shutdown.cancelled() => break None,
-                () = activity.idle_for(self.limits.idle) => break None,
-            }
+        let ended = tokio::select! {
+            ended = connection.as_mut() => Some(ended),
+            () = self.shutdown.cancelled() => None,
+            () = activity.idle_for(self.limits.idle) => None,
         };
         let ended = match ended {
             Some(ended) => ended,

@@ -289,7 +289,7 @@ fn root_size(flavor: &flavors::Flavor, image: &Image) -> Result<u64> {
             image.min_disk.saturating_mul(GIB)
         )));
     }
-    debug_assert!(size % MIB == 0);
+    debug_assert!(size.is_multiple_of(MIB));
     Ok(size)
 }
 
