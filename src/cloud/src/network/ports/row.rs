@@ -1,6 +1,7 @@
 //! A port as its rows have it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -310,14 +311,15 @@ pub(crate) fn matching(conn: &Connection, condition: Condition) -> Result<Vec<Po
     let mut ports = rows::select(conn, TABLE, condition, PortRow::read)?;
     let mut networks: HashMap<Uuid, (u16, String)> = HashMap::new();
     for port in &mut ports {
-        if !networks.contains_key(&port.network_id) {
-            let network = networks::fetch(conn, port.network_id)?;
-            networks.insert(port.network_id, (network.mtu, network.dns_domain));
-        }
-        if let Some((mtu, domain)) = networks.get(&port.network_id) {
-            port.mtu = *mtu;
-            port.dns_domain.clone_from(domain);
-        }
+        let (mtu, domain) = match networks.entry(port.network_id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let network = networks::fetch(conn, port.network_id)?;
+                new.insert((network.mtu, network.dns_domain))
+            }
+        };
+        port.mtu = *mtu;
+        port.dns_domain.clone_from(domain);
     }
     // Few ports: a look-up for each. Many: every other table once.
     if ports.len() <= 32 {
