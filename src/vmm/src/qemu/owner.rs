@@ -24,7 +24,7 @@ const GIVE_UP: Duration = Duration::from_secs(5);
 /// How long it may take to obey a command.
 const OBEY: Duration = Duration::from_secs(10);
 /// Guests that are still booting miss the power button: it is pressed again after this long.
-const PRESS_AGAIN: Duration = Duration::from_secs(10);
+const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// A lost monitor is looked for again after this long.
 const RECONNECT: Duration = Duration::from_secs(1);
 /// The kernel's time to take a killed process apart.
