@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use tower::ServiceBuilder;
 use tower::util::MapRequestLayer;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::Peer;
@@ -61,10 +62,15 @@ async fn observe(State(state): State<AppState>, mut request: Request, next: Next
     let service = Service::of_path(&path);
     let peer = request.extensions().get::<Peer>().map(|p| p.0);
     let caller = Caller::default();
+    // Whatever is logged on the way carries the request's id.
+    let span = tracing::info_span!("request", id = %id);
     request.extensions_mut().insert(RequestId(id.clone()));
     request.extensions_mut().insert(caller.clone());
 
-    let mut response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+    let mut response = match AssertUnwindSafe(next.run(request).instrument(span))
+        .catch_unwind()
+        .await
+    {
         Ok(response) => response,
         Err(panic) => {
             state.metrics.panicked();

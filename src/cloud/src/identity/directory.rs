@@ -81,39 +81,49 @@ pub struct Grant {
     pub inherited: bool,
 }
 
+/// Tables that the directory follows, each with the query for its keys.
+const TABLES: [(&str, &str); 12] = [
+    ("domains", "SELECT id FROM domains"),
+    ("projects", "SELECT id FROM projects"),
+    ("users", "SELECT id FROM users"),
+    ("user_groups", "SELECT id FROM user_groups"),
+    ("group_members", "SELECT group_id, user_id FROM group_members"),
+    ("roles", "SELECT id FROM roles"),
+    (
+        "implied_roles",
+        "SELECT prior_role_id, implied_role_id FROM implied_roles",
+    ),
+    (
+        "role_assignments",
+        "SELECT actor_kind, actor_id, target_kind, target_id, role_id, inherited FROM role_assignments",
+    ),
+    (
+        "application_credentials",
+        "SELECT id FROM application_credentials",
+    ),
+    (
+        "application_credential_roles",
+        "SELECT credential_id, role_id FROM application_credential_roles",
+    ),
+    ("token_keys", "SELECT id FROM token_keys"),
+    ("token_revocations", "SELECT audit_id FROM token_revocations"),
+];
+
+/// Whether an event changes the directory at all.
+pub(super) fn concerns(event: &Event) -> bool {
+    event
+        .changes
+        .iter()
+        .any(|change| TABLES.iter().any(|(table, _)| *table == change.table))
+}
+
 /// Projects are nested this deep at most.
 pub(super) const MAX_DEPTH: usize = 5;
 
 impl Directory {
     pub(super) fn load(conn: &Connection, root: &RootKey) -> Result<Directory, store::Error> {
         let mut directory = Directory::default();
-        let tables = [
-            ("SELECT id FROM domains", "domains"),
-            ("SELECT id FROM projects", "projects"),
-            ("SELECT id FROM users", "users"),
-            ("SELECT id FROM user_groups", "user_groups"),
-            ("SELECT group_id, user_id FROM group_members", "group_members"),
-            ("SELECT id FROM roles", "roles"),
-            (
-                "SELECT prior_role_id, implied_role_id FROM implied_roles",
-                "implied_roles",
-            ),
-            (
-                "SELECT actor_kind, actor_id, target_kind, target_id, role_id, inherited FROM role_assignments",
-                "role_assignments",
-            ),
-            (
-                "SELECT id FROM application_credentials",
-                "application_credentials",
-            ),
-            (
-                "SELECT credential_id, role_id FROM application_credential_roles",
-                "application_credential_roles",
-            ),
-            ("SELECT id FROM token_keys", "token_keys"),
-            ("SELECT audit_id FROM token_revocations", "token_revocations"),
-        ];
-        for (sql, table) in tables {
+        for (table, sql) in TABLES {
             let mut statement = conn.prepare(sql)?;
             let columns = statement.column_count();
             let mut rows = statement.query([])?;

@@ -263,6 +263,10 @@ impl store::Projection for Identity {
     }
 
     fn apply(&self, conn: &rusqlite::Connection, event: &Event) -> Result<(), store::Error> {
+        // Most writes are not identity's: they must not make validations wait.
+        if !directory::concerns(event) {
+            return Ok(());
+        }
         let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);
         directory.apply(conn, &self.root, event)
     }

@@ -11,7 +11,7 @@ use md5::Md5;
 use model::disk::{Converted, ImageFormat};
 use rusqlite::params;
 use sha2::{Digest, Sha512};
-use tokio::fs::File;
+use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncSeekExt, AsyncWriteExt, BufWriter};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -148,7 +148,14 @@ where
             .await
             .map_err(|error| storage(path, &error))?;
     }
-    let file = File::create(path).await.map_err(|error| storage(path, &error))?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .await
+        .map_err(|error| storage(path, &error))?;
     let mut file = BufWriter::with_capacity(256 * 1024, file);
     let (mut size, mut md5, mut sha512) = (0_u64, Md5::new(), Sha512::new());
     while let Some(chunk) = bytes.next().await {
