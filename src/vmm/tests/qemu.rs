@@ -108,7 +108,10 @@ async fn serve_disk(folder: &Path, sector: &[u8]) -> Child {
             "--blockdev",
             &format!("driver=file,node-name=disk,filename={}", image.display()),
         ])
-        .args(["--nbd-server", &format!("addr.type=unix,addr.path={}", socket.display())])
+        .args([
+            "--nbd-server",
+            &format!("addr.type=unix,addr.path={}", socket.display()),
+        ])
         .args(["--export", "type=nbd,id=disk,node-name=disk,name="])
         .spawn()
         .unwrap();

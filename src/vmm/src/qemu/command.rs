@@ -84,8 +84,14 @@ pub(super) fn arguments(plan: &Plan, accelerator: Accelerator, sockets: &Path) -
         let path = escaped(&sockets.join(&disk.socket));
         let device = match disk_transport(accelerator) {
             DiskTransport::VhostUser => {
-                add("-chardev", format!("socket,id=disk{index},path={path},reconnect=1"));
-                format!("vhost-user-blk-pci,chardev=disk{index},num-queues={}", disk.queues)
+                add(
+                    "-chardev",
+                    format!("socket,id=disk{index},path={path},reconnect=1"),
+                );
+                format!(
+                    "vhost-user-blk-pci,chardev=disk{index},num-queues={}",
+                    disk.queues
+                )
             }
             // Requests wait for an owner that is being replaced, and are then sent again.
             DiskTransport::Nbd => {
@@ -96,12 +102,18 @@ pub(super) fn arguments(plan: &Plan, accelerator: Accelerator, sockets: &Path) -
                          reconnect-delay=86400,auto-read-only=on,discard=unmap"
                     ),
                 );
-                format!("virtio-blk-pci,drive=disk{index},num-queues=1,serial={}", disk.serial)
+                format!(
+                    "virtio-blk-pci,drive=disk{index},num-queues=1,serial={}",
+                    disk.serial
+                )
             }
         };
         add(
             "-device",
-            format!("{device},id=disk{index}-device,disable-legacy=on,bootindex={}", index + 1),
+            format!(
+                "{device},id=disk{index}-device,disable-legacy=on,bootindex={}",
+                index + 1
+            ),
         );
     }
     // QEMU 7.2 (Debian 12) crashes when a driver starts a vhost-user network device with MSI-X and there is

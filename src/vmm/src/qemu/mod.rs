@@ -8,7 +8,7 @@
 //!               │                            │ ▲      RESUME event      │
 //!               │ QEMU ends                  │ └─ adopt()               │
 //!               ▼                            ▼                          ▼
-//!             Ended ◀─────────────────── Stopping ◀──────────── stop(Graceful):  power button, again every 3 s, 
+//!             Ended ◀─────────────────── Stopping ◀──────────── stop(Graceful):  power button, again every 3 s,
 //!               ▲                            │                   plug at the time-out
 //!               └── QEMU ends; stop(Hard) or time-out: `kill` ends the PID namespace and all in it
 //! ```
