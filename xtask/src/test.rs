@@ -13,6 +13,15 @@ use crate::{build, guest_image, torture};
 /// Kills of the daemon, and of a disk's process, in CI.
 const DAEMON_KILLS: u32 = 20;
 
+/// What the rooms' own tests judge them by.
+const PEERS: &[&str] = &[
+    "curl",
+    "iperf3",
+    "isc-dhcp-client",
+    "qemu-system-common",
+    "qemu-utils",
+];
+
 /// The end-to-end tests, in nextest's words: all test files of the harness but the one that only reads manifests.
 const END_TO_END: &str = "package(allod-tests) & kind(test) & not binary(rooms)";
 
@@ -23,6 +32,7 @@ pub fn needs(steps: &Steps) -> Result<()> {
         guest_image::HOST_PACKAGES,
         venv::HOST_PACKAGES,
         build::RUN_PACKAGES,
+        PEERS,
     ]
     .concat();
     steps.say(&format!("Debian packages: {}", packages.join(" ")));

@@ -76,7 +76,12 @@ pub struct Storage {
 
 impl Default for Storage {
     fn default() -> Self {
-        Storage { dir: "/var/lib/allod".into(), pool: None, loop_pool_gib: None, loop_pool_preallocate: true }
+        Storage {
+            dir: "/var/lib/allod".into(),
+            pool: None,
+            loop_pool_gib: None,
+            loop_pool_preallocate: true,
+        }
     }
 }
 
@@ -222,7 +227,10 @@ pub struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Log { level: "info".into(), format: LogFormat::Text }
+        Log {
+            level: "info".into(),
+            format: LogFormat::Text,
+        }
     }
 }
 
@@ -262,44 +270,71 @@ pub enum ConfigError {
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read {
+            path: path.to_owned(),
+            error,
+        })?;
         Config::parse(&text, path)
     }
 
     /// Checks a file's text; `path` is for the messages.
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
-        let config: Config = toml::from_str(text)
-            .map_err(|error| ConfigError::Parse { path: path.to_owned(), error: Box::new(error) })?;
+        let config: Config = toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            error: Box::new(error),
+        })?;
         match config.check() {
             Ok(()) => Ok(config),
-            Err((key, what)) => {
-                Err(ConfigError::Value { path: path.to_owned(), line: line_of(text, key), key, what })
-            }
+            Err((key, what)) => Err(ConfigError::Value {
+                path: path.to_owned(),
+                line: line_of(text, key),
+                key,
+                what,
+            }),
         }
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
-        let Config { server, storage, compute, network, image, log } = self;
+        let Config {
+            server,
+            storage,
+            compute,
+            network,
+            image,
+            log,
+        } = self;
         if let Some(url) = &server.public_url
             && (!url.starts_with("https://") || url.ends_with('/') || url.parse::<http::Uri>().is_err())
         {
-            return Err(("server.public_url", format!("'{url}' must be an https:// URL without a slash at its end")));
+            return Err((
+                "server.public_url",
+                format!("'{url}' must be an https:// URL without a slash at its end"),
+            ));
         }
         if server.certificate.is_some() != server.private_key.is_some() {
-            return Err(("server.certificate", "needs server.private_key beside it, and the other way round".into()));
+            return Err((
+                "server.certificate",
+                "needs server.private_key beside it, and the other way round".into(),
+            ));
         }
-        for (key, name) in
-            [("server.region", &server.region), ("server.availability_zone", &server.availability_zone)]
-        {
+        for (key, name) in [
+            ("server.region", &server.region),
+            ("server.availability_zone", &server.availability_zone),
+        ] {
             if name.is_empty() || name.len() > 255 || name.contains(char::is_control) {
                 return Err((key, "must have 1 to 255 printable characters".into()));
             }
         }
         if !storage.dir.is_absolute() {
-            return Err(("storage.dir", format!("'{}' must be an absolute path", storage.dir.display())));
+            return Err((
+                "storage.dir",
+                format!("'{}' must be an absolute path", storage.dir.display()),
+            ));
         }
-        if storage.loop_pool_gib.is_some_and(|gib| !(1..=1 << 20).contains(&gib)) {
+        if storage
+            .loop_pool_gib
+            .is_some_and(|gib| !(1..=1 << 20).contains(&gib))
+        {
             return Err(("storage.loop_pool_gib", "must be 1 to 1048576".into()));
         }
         if compute.uid_base < 1000 || compute.uid_base > u32::MAX - 200_000 {
@@ -311,11 +346,22 @@ impl Config {
         if let Some(cidr) = network.external_cidr
             && !(8..=29).contains(&cidr.prefix_len())
         {
-            return Err(("network.external_cidr", format!("'{cidr}' must have a prefix length of 8 to 29")));
+            return Err((
+                "network.external_cidr",
+                format!("'{cidr}' must have a prefix length of 8 to 29"),
+            ));
         }
         let tap = &network.external_tap;
-        if tap.is_empty() || tap.len() > 15 || !tap.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-            return Err(("network.external_tap", format!("'{tap}' must be an interface name of 1 to 15 letters")));
+        if tap.is_empty()
+            || tap.len() > 15
+            || !tap
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        {
+            return Err((
+                "network.external_tap",
+                format!("'{tap}' must be an interface name of 1 to 15 letters"),
+            ));
         }
         if !(1280..=9000).contains(&network.mtu) {
             return Err(("network.mtu", format!("{} must be 1280 to 9000", network.mtu)));
@@ -331,7 +377,10 @@ impl Config {
 
     /// The pool's directory.
     pub fn pool_dir(&self) -> PathBuf {
-        self.storage.pool.clone().unwrap_or_else(|| self.storage.dir.join("pool"))
+        self.storage
+            .pool
+            .clone()
+            .unwrap_or_else(|| self.storage.dir.join("pool"))
     }
 }
 
@@ -345,7 +394,9 @@ fn line_of(text: &str, key: &str) -> usize {
             current = name.trim().to_owned();
         } else if let Some((name, _)) = line.split_once('=') {
             let name = name.trim();
-            if (current == section && name == key) || (current.is_empty() && name == format!("{section}.{key}")) {
+            if (current == section && name == key)
+                || (current.is_empty() && name == format!("{section}.{key}"))
+            {
                 return number + 1;
             }
         }
@@ -358,7 +409,9 @@ mod tests {
     use super::*;
 
     fn error(text: &str) -> String {
-        Config::parse(text, Path::new("allod.toml")).unwrap_err().to_string()
+        Config::parse(text, Path::new("allod.toml"))
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
@@ -386,7 +439,10 @@ mod tests {
     #[test]
     fn a_wrong_key_is_named_with_its_line() {
         let text = error("[server]\nlisten = \"127.0.0.1:8443\"\nlissten = 1\n");
-        assert!(text.contains("line 3") && text.contains("lissten") && text.contains("listen"), "{text}");
+        assert!(
+            text.contains("line 3") && text.contains("lissten") && text.contains("listen"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -397,9 +453,14 @@ mod tests {
 
     #[test]
     fn a_wrong_value_is_named_with_its_line() {
-        assert_eq!(error("[network]\nmasquerade = true\nmtu = 10\n"), "allod.toml:3: network.mtu 10 must be 1280 to 9000");
+        assert_eq!(
+            error("[network]\nmasquerade = true\nmtu = 10\n"),
+            "allod.toml:3: network.mtu 10 must be 1280 to 9000"
+        );
         assert!(error("[storage]\ndir = \"relative\"\n").starts_with("allod.toml:2: storage.dir"));
-        assert!(error("[server]\npublic_url = \"http://x\"\n").starts_with("allod.toml:2: server.public_url"));
+        assert!(
+            error("[server]\npublic_url = \"http://x\"\n").starts_with("allod.toml:2: server.public_url")
+        );
         assert!(error("[log]\nlevel = \"loud=very\"\n").starts_with("allod.toml:2: log.level"));
     }
 }

@@ -82,7 +82,9 @@ fn main() -> ExitCode {
 fn init_log(config: &Config) {
     // Raft's own course is of interest only when something is wrong with it; directives that name it come later and win.
     let filter = tracing_subscriber::EnvFilter::new(format!("openraft=warn,{}", config.log.level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match config.log.format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -57,12 +57,20 @@ async fn run(config: Config, state: StateDir, listener: TcpListener, started: In
         identity,
         workers: cloud::worker::Workers::default(),
     });
-    cloud::identity::bootstrap(&cloud, &password).await.context("identity: first set-up")?;
-    cloud::network::bootstrap(&cloud).await.context("network: first set-up")?;
-    cloud::image::recover(&cloud).await.context("image: uploads that an earlier daemon left")?;
+    cloud::identity::bootstrap(&cloud, &password)
+        .await
+        .context("identity: first set-up")?;
+    cloud::network::bootstrap(&cloud)
+        .await
+        .context("network: first set-up")?;
+    cloud::image::recover(&cloud)
+        .await
+        .context("image: uploads that an earlier daemon left")?;
     let clouds = state.write_clouds_yaml(&config, &password)?;
-    let settings =
-        cloud::compute::Settings { graceful_stop: config.compute.graceful_stop(), ..Default::default() };
+    let settings = cloud::compute::Settings {
+        graceful_stop: config.compute.graceful_stop(),
+        ..Default::default()
+    };
     let loops = [
         cloud::identity::upkeep::spawn(cloud.clone()),
         cloud::image::spawn(cloud.clone()),
@@ -96,9 +104,17 @@ async fn drivers(config: &Config, state: &StateDir) -> Result<(Drivers, Option<N
     #[cfg(feature = "simulated")]
     if config.compute.engine == config::Engine::Simulated {
         let mut simulated = cloud::testing::Remembering::new(state.path("images"));
-        simulated.capacity = Capacity { vcpus: 1 << 20, memory_mib: 1 << 40, engine: "simulated".into() };
+        simulated.capacity = Capacity {
+            vcpus: 1 << 20,
+            memory_mib: 1 << 40,
+            engine: "simulated".into(),
+        };
         let simulated = Arc::new(simulated);
-        let drivers = Drivers { machines: simulated.clone(), disks: simulated.clone(), switch: simulated };
+        let drivers = Drivers {
+            machines: simulated.clone(),
+            disks: simulated.clone(),
+            switch: simulated,
+        };
         return Ok((drivers, None));
     }
     let _ = state;
@@ -161,10 +177,10 @@ fn rules(config: &Config, state: &StateDir) -> cloud::Config {
         availability_zone: config.server.availability_zone.clone(),
         dns_servers: config.network.dns_servers.clone(),
         ntp_servers: config.network.ntp_servers.clone(),
-        external: config
-            .network
-            .external_cidr
-            .map(|cidr| cloud::config::External { cidr, tap: config.network.external_tap.clone() }),
+        external: config.network.external_cidr.map(|cidr| cloud::config::External {
+            cidr,
+            tap: config.network.external_tap.clone(),
+        }),
         mtu: config.network.mtu,
     }
 }

@@ -7,6 +7,7 @@
 //! <dir>/tls, secrets/   keys (0700)
 //! <dir>/store/          database and log
 //! <dir>/staging/        uploads until they are converted
+//! <dir>/log/            what children say
 //! <dir>/pool/           images and volumes
 //! <dir>/run/            sockets and pids of children
 //! ```
@@ -38,7 +39,7 @@ impl StateDir {
     pub fn open(config: &Config) -> Result<StateDir> {
         let dir = config.storage.dir.clone();
         private_dir(&dir, 0o711)?;
-        for name in ["secrets", "tls", "store", "staging"] {
+        for name in ["secrets", "tls", "store", "staging", "log"] {
             private_dir(&dir.join(name), 0o700)?;
         }
         private_dir(&dir.join("run"), 0o711)?;
@@ -50,7 +51,10 @@ impl StateDir {
             .open(&path)
             .with_context(|| format!("cannot open {}", path.display()))?;
         let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
-            bail!("another allod serves {}; stop it first, or set storage.dir to another directory", dir.display());
+            bail!(
+                "another allod serves {}; stop it first, or set storage.dir to another directory",
+                dir.display()
+            );
         };
         lock.set_len(0)
             .and_then(|()| (&*lock).write_all(std::process::id().to_string().as_bytes()))
@@ -113,7 +117,9 @@ fn yaml_string(text: &str) -> String {
 fn random_password() -> String {
     const LETTERS: &[u8] = b"ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789";
     let mut rng = rand::rng();
-    (0..24).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect()
+    (0..24)
+        .map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())]))
+        .collect()
 }
 
 fn private_dir(path: &Path, mode: u32) -> Result<()> {
@@ -158,6 +164,9 @@ mod tests {
         for path in [clouds, state.path("secrets/admin-password")] {
             assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
         }
-        assert_eq!(fs::metadata(state.path("secrets")).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(state.path("secrets")).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
     }
 }

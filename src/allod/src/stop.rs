@@ -20,7 +20,10 @@ pub fn stop(config: &Config) -> Result<()> {
         return Ok(());
     }
     let state = end_daemon(config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let node = Node::open(node_options(config)).await?;
         node.tear_down(TEAR_DOWN).await
@@ -38,7 +41,9 @@ fn end_daemon(config: &Config) -> Result<StateDir> {
             Ok(state) => return Ok(state),
             Err(error) => error,
         };
-        let Some(pid) = state::holder(config) else { return Err(refused) };
+        let Some(pid) = state::holder(config) else {
+            return Err(refused);
+        };
         if told != Some(pid) {
             kill(pid, Signal::SIGTERM).with_context(|| format!("cannot end the daemon (pid {pid})"))?;
             told = Some(pid);

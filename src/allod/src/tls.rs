@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -28,7 +28,8 @@ const CERTIFICATE_DAYS: i64 = 397;
 pub fn server_config(config: &Config) -> Result<Arc<rustls::ServerConfig>> {
     let (chain, key) = match (&config.server.certificate, &config.server.private_key) {
         (Some(certificate), Some(key)) => (
-            fs::read(certificate).with_context(|| format!("server.certificate: cannot read {}", certificate.display()))?,
+            fs::read(certificate)
+                .with_context(|| format!("server.certificate: cannot read {}", certificate.display()))?,
             fs::read(key).with_context(|| format!("server.private_key: cannot read {}", key.display()))?,
         ),
         _ => own_certificate(config)?,
@@ -36,12 +37,14 @@ pub fn server_config(config: &Config) -> Result<Arc<rustls::ServerConfig>> {
     let chain = CertificateDer::pem_slice_iter(&chain)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| anyhow!("the certificate chain is not PEM: {error}"))?;
-    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| anyhow!("the private key is not PEM: {error}"))?;
-    let mut tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .context("the certificate and the private key do not fit together")?;
+    let key = PrivateKeyDer::from_pem_slice(&key)
+        .map_err(|error| anyhow!("the private key is not PEM: {error}"))?;
+    let mut tls =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .context("the certificate and the private key do not fit together")?;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(tls))
 }
@@ -63,8 +66,10 @@ fn own_certificate(config: &Config) -> Result<(Vec<u8>, Vec<u8>)> {
         write_private(&key_path, key.serialize_pem().as_bytes())?;
         write_private(&ca_path, certificate.pem().as_bytes())?;
     }
-    let ca_pem = fs::read_to_string(&ca_path).with_context(|| format!("cannot read {}", ca_path.display()))?;
-    let ca_key = fs::read_to_string(&key_path).with_context(|| format!("cannot read {}", key_path.display()))?;
+    let ca_pem =
+        fs::read_to_string(&ca_path).with_context(|| format!("cannot read {}", ca_path.display()))?;
+    let ca_key =
+        fs::read_to_string(&key_path).with_context(|| format!("cannot read {}", key_path.display()))?;
     let issuer = Issuer::from_ca_cert_pem(&ca_pem, KeyPair::from_pem(&ca_key)?)
         .context("the cloud's own CA cannot be read; restore <dir>/tls from a backup")?;
 
@@ -79,7 +84,10 @@ fn own_certificate(config: &Config) -> Result<(Vec<u8>, Vec<u8>)> {
     params.not_after = now + Duration::days(CERTIFICATE_DAYS);
     let certificate = params.signed_by(&key, &issuer)?;
     publish(&config.storage.dir.join("ca.pem"), ca_pem.as_bytes())?;
-    Ok((format!("{}{ca_pem}", certificate.pem()).into_bytes(), key.serialize_pem().into_bytes()))
+    Ok((
+        format!("{}{ca_pem}", certificate.pem()).into_bytes(),
+        key.serialize_pem().into_bytes(),
+    ))
 }
 
 fn name(common: &str) -> DistinguishedName {
@@ -91,14 +99,21 @@ fn name(common: &str) -> DistinguishedName {
 /// Every name and address that a client may call this host: the public URL's, the host's, the listener's, loopback.
 fn alt_names(config: &Config) -> Vec<SanType> {
     let mut names = vec![public_host(config), "localhost".into(), hostname()];
-    names.extend(["127.0.0.1".into(), "::1".into(), config.server.listen.ip().to_string()]);
+    names.extend([
+        "127.0.0.1".into(),
+        "::1".into(),
+        config.server.listen.ip().to_string(),
+    ]);
     names.sort();
     names.dedup();
-    names.iter().filter_map(|name| match name.parse::<IpAddr>() {
-        Ok(ip) if ip.is_unspecified() => None,
-        Ok(ip) => Some(SanType::IpAddress(ip)),
-        Err(_) => name.as_str().try_into().ok().map(SanType::DnsName),
-    }).collect()
+    names
+        .iter()
+        .filter_map(|name| match name.parse::<IpAddr>() {
+            Ok(ip) if ip.is_unspecified() => None,
+            Ok(ip) => Some(SanType::IpAddress(ip)),
+            Err(_) => name.as_str().try_into().ok().map(SanType::DnsName),
+        })
+        .collect()
 }
 
 /// What clients reach the APIs at: the setting, or the listen address, or this host's name.
@@ -147,7 +162,11 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let part = path.with_extension("part");
     let write = || -> std::io::Result<()> {
         let _ = fs::remove_file(&part);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&part)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&part)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&part, path)
@@ -177,7 +196,10 @@ mod tests {
         let first = fs::read(dir.path().join("ca.pem")).unwrap();
         server_config(&config).unwrap();
         assert_eq!(first, fs::read(dir.path().join("ca.pem")).unwrap());
-        let mode = fs::metadata(dir.path().join("tls/ca.key")).unwrap().permissions().mode();
+        let mode = fs::metadata(dir.path().join("tls/ca.key"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -202,6 +224,11 @@ mod tests {
         fs::write(&cert, chain).unwrap();
         fs::write(&key, other).unwrap();
         (config.server.certificate, config.server.private_key) = (Some(cert), Some(key));
-        assert!(server_config(&config).unwrap_err().to_string().contains("do not fit"));
+        assert!(
+            server_config(&config)
+                .unwrap_err()
+                .to_string()
+                .contains("do not fit")
+        );
     }
 }

@@ -22,21 +22,32 @@ pub enum NodeError {
         error: io::Error,
     },
     /// The file holds something else.
-    #[error("{0} does not hold a UUID; restore it from a backup: a node that changes its id is a stranger to its cloud")]
+    #[error(
+        "{0} does not hold a UUID; restore it from a backup: a node that changes its id is a stranger to its cloud"
+    )]
     Damaged(PathBuf),
 }
 
 impl NodeId {
     /// Reads the id, or makes it if there is no file yet.
     pub fn load_or_create(path: &Path) -> Result<NodeId, NodeError> {
-        let failed = |error| NodeError::Io { path: path.to_owned(), error };
+        let failed = |error| NodeError::Io {
+            path: path.to_owned(),
+            error,
+        };
         match fs::read_to_string(path) {
-            Ok(text) => text.trim().parse().map(NodeId).map_err(|_| NodeError::Damaged(path.to_owned())),
+            Ok(text) => text
+                .trim()
+                .parse()
+                .map(NodeId)
+                .map_err(|_| NodeError::Damaged(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let id = Uuid::new_v4();
                 let part = path.with_extension("part");
                 let mut file = fs::File::create(&part).map_err(failed)?;
-                writeln!(file, "{id}").and_then(|()| file.sync_all()).map_err(failed)?;
+                writeln!(file, "{id}")
+                    .and_then(|()| file.sync_all())
+                    .map_err(failed)?;
                 fs::rename(&part, path).map_err(failed)?;
                 Ok(NodeId(id))
             }
@@ -62,7 +73,10 @@ mod tests {
         assert_eq!(id, NodeId::load_or_create(&path).unwrap());
         assert_ne!(id.raft(), 0);
         fs::write(&path, "x").unwrap();
-        assert!(matches!(NodeId::load_or_create(&path), Err(NodeError::Damaged(_))));
+        assert!(matches!(
+            NodeId::load_or_create(&path),
+            Err(NodeError::Damaged(_))
+        ));
         assert_eq!(fs::read_to_string(&path).unwrap(), "x");
     }
 }

@@ -43,7 +43,10 @@ impl Served {
         let server = std::thread::spawn(move || {
             disk::run(spec, file.into(), OwnedFd::from(socket), OwnedFd::from(control))
         });
-        Served { dir, server: Some(server) }
+        Served {
+            dir,
+            server: Some(server),
+        }
     }
 
     fn socket(&self) -> PathBuf {
@@ -62,15 +65,18 @@ impl Served {
         }
         io.arg(format!("nbd+unix:///?socket={}", self.socket().display()));
         let output = io.output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         let failed = !output.status.success() || text.contains("failed") || text.contains("error");
         if failed { Err(text) } else { Ok(text) }
     }
 
     fn call(&self, request: DiskRequest) -> Result<DiskStatus, String> {
-        let mut client =
-            Client::<DiskRequest, DiskStatus>::connect(&self.dir.path().join("control"), Duration::from_secs(10))
-                .map_err(|e| e.to_string())?;
+        let mut client = Client::<DiskRequest, DiskStatus>::connect(
+            &self.dir.path().join("control"),
+            Duration::from_secs(10),
+        )
+        .map_err(|e| e.to_string())?;
         client.call(&request, &[]).map_err(|e| e.to_string())
     }
 }
@@ -108,7 +114,10 @@ fn qemus_client_reads_what_it_wrote() {
     // A client of its own sees the same.
     served.qemu_io(&["read -P 0x22 1048000 2M"], true).unwrap();
     let status = served.call(DiskRequest::Status).unwrap();
-    assert!(status.writes >= 2 && status.reads >= 4 && status.flushes >= 1, "{status:?}");
+    assert!(
+        status.writes >= 2 && status.reads >= 4 && status.flushes >= 1,
+        "{status:?}"
+    );
     assert!(status.written_bytes >= 3 << 20, "{status:?}");
 }
 
@@ -122,7 +131,12 @@ fn a_read_only_volume_is_not_written() {
     stream.write_all(&request(1, 0, 0, 4)).unwrap();
     stream.write_all(b"evil").unwrap();
     assert_eq!(answer(&mut stream), 1, "EPERM");
-    assert!(std::fs::read(served.dir.path().join("volume")).unwrap().iter().all(|b| *b == 0));
+    assert!(
+        std::fs::read(served.dir.path().join("volume"))
+            .unwrap()
+            .iter()
+            .all(|b| *b == 0)
+    );
 }
 
 #[test]

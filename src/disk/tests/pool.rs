@@ -204,6 +204,20 @@ fn without_reflinks_and_without_leave_for_a_pool_file_there_is_no_pool() {
 }
 
 #[test]
+fn nobody_else_reads_a_pool() {
+    use std::os::unix::fs::PermissionsExt;
+    let fixture = Fixture::new();
+    let mode = |name: &str| {
+        fs::metadata(fixture.dir.path().join(name))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o077
+    };
+    assert_eq!((mode("pool"), mode("pool.xfs")), (0, 0));
+}
+
+#[test]
 fn a_preallocated_pool_file_holds_its_space() {
     let dir = tempfile::tempdir().unwrap();
     let options = PoolOptions {

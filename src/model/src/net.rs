@@ -58,7 +58,11 @@ impl FromStr for MacAddr {
             }
             *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
         }
-        if parts.next().is_some() { Err(bad()) } else { Ok(MacAddr(bytes)) }
+        if parts.next().is_some() {
+            Err(bad())
+        } else {
+            Ok(MacAddr(bytes))
+        }
     }
 }
 
@@ -203,7 +207,11 @@ pub struct Metadata {
 impl Metadata {
     /// The path with an alias at its beginning replaced.
     pub fn resolve<'a>(&self, path: &'a str) -> std::borrow::Cow<'a, str> {
-        let ends = path.match_indices('/').map(|(at, _)| at).filter(|at| *at > 0).chain([path.len()]);
+        let ends = path
+            .match_indices('/')
+            .map(|(at, _)| at)
+            .filter(|at| *at > 0)
+            .chain([path.len()]);
         for end in ends {
             if let Some(folder) = self.aliases.get(&path[..end]) {
                 return format!("{folder}{}", &path[end..]).into();
@@ -449,7 +457,13 @@ mod tests {
     fn a_mac_address_reads_what_it_prints_and_refuses_the_rest() {
         let mac: MacAddr = "fa:16:3e:00:0A:ff".parse().unwrap();
         assert_eq!(mac.to_string(), "fa:16:3e:00:0a:ff");
-        for bad in ["", "fa:16:3e:00:0a", "fa:16:3e:00:0a:ff:00", "fa:16:3e:00:0a:+f", "fa16.3e00.0aff"] {
+        for bad in [
+            "",
+            "fa:16:3e:00:0a",
+            "fa:16:3e:00:0a:ff:00",
+            "fa:16:3e:00:0a:+f",
+            "fa16.3e00.0aff",
+        ] {
             assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
         }
     }
@@ -457,7 +471,10 @@ mod tests {
     #[test]
     fn a_document_of_any_bytes_survives_the_wire() {
         for body in [b"#!/bin/sh\n".to_vec(), vec![0xff, 0x00, 0x80], Vec::new()] {
-            let document = Document { content_type: "text/plain".into(), body };
+            let document = Document {
+                content_type: "text/plain".into(),
+                body,
+            };
             let text = serde_json::to_string(&document).unwrap();
             assert_eq!(serde_json::from_str::<Document>(&text).unwrap(), document);
         }

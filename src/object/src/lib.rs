@@ -10,7 +10,9 @@ pub fn is_bucket_name(name: &str) -> bool {
     (3..=63).contains(&bytes.len())
         && edge(bytes.first())
         && edge(bytes.last())
-        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-".contains(b))
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-".contains(b))
         && !name.contains("..")
         && name.parse::<std::net::Ipv4Addr>().is_err()
 }
@@ -24,7 +26,18 @@ mod tests {
         for good in ["abc", "my-bucket.example", "0a0", &"a".repeat(63)] {
             assert!(is_bucket_name(good), "{good}");
         }
-        for bad in ["", "ab", "Abc", "-ab", "ab-", "a..b", "192.168.5.4", "a_b", "äbc", &"a".repeat(64)] {
+        for bad in [
+            "",
+            "ab",
+            "Abc",
+            "-ab",
+            "ab-",
+            "a..b",
+            "192.168.5.4",
+            "a_b",
+            "äbc",
+            &"a".repeat(64),
+        ] {
             assert!(!is_bucket_name(bad), "{bad}");
         }
     }

@@ -128,7 +128,10 @@ impl Disks for DisksDriver {
     async fn delete_volume(&self, volume: Uuid) -> Result<(), DriverError> {
         self.with(move |shared| {
             shared.pool.delete_volume(volume).map_err(told)?;
-            shared.launcher.remove_log(&owners::disk_name(volume)).map_err(failed)
+            shared
+                .launcher
+                .remove_log(&owners::disk_name(volume))
+                .map_err(failed)
         })
         .await
     }

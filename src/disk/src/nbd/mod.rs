@@ -18,8 +18,8 @@ mod session;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use model::disk::{DiskRequest, DiskSpec, DiskStatus};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -65,11 +65,17 @@ pub fn run(spec: DiskSpec, file: OwnedFd, socket: OwnedFd, control: OwnedFd) -> 
     let file = File::from(file);
     let has = file.metadata()?.len();
     if has < spec.size {
-        return Err(ServeError::Short { has, asked: spec.size });
+        return Err(ServeError::Short {
+            has,
+            asked: spec.size,
+        });
     }
     // Buffers are of any alignment here.
-    fcntl_setfl(&file, fcntl_getfl(&file).map_err(std::io::Error::from)? - OFlags::DIRECT)
-        .map_err(std::io::Error::from)?;
+    fcntl_setfl(
+        &file,
+        fcntl_getfl(&file).map_err(std::io::Error::from)? - OFlags::DIRECT,
+    )
+    .map_err(std::io::Error::from)?;
     info!(volume = %spec.id, engine = "nbd", "serving");
     let shared = Arc::new(Shared {
         spec,
@@ -82,8 +88,9 @@ pub fn run(spec: DiskSpec, file: OwnedFd, socket: OwnedFd, control: OwnedFd) -> 
     });
     let listener = Arc::new(UnixListener::from(socket));
     let (clients, ours) = (Arc::clone(&shared), Arc::clone(&listener));
-    let thread =
-        std::thread::Builder::new().name("nbd".into()).spawn(move || session::accept(&ours, &clients))?;
+    let thread = std::thread::Builder::new()
+        .name("nbd".into())
+        .spawn(move || session::accept(&ours, &clients))?;
     let obeyed = obey(&shared, &UnixListener::from(control));
     // As a thread of the daemon, too, nothing may hold the volume after this.
     shared.stopping.store(true, Ordering::SeqCst);
@@ -107,7 +114,11 @@ fn obey(shared: &Shared, listener: &UnixListener) -> Result<(), ServeError> {
         let ready = {
             let mut fds = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
             fds.extend(controls.iter().map(|channel| {
-                let wanted = if channel.wants_write() { PollFlags::POLLOUT } else { PollFlags::POLLIN };
+                let wanted = if channel.wants_write() {
+                    PollFlags::POLLOUT
+                } else {
+                    PollFlags::POLLIN
+                };
                 PollFd::new(channel.as_fd(), wanted)
             }));
             match poll(&mut fds, PollTimeout::NONE) {
@@ -169,7 +180,14 @@ impl Shared {
     }
 
     fn status(&self) -> DiskStatus {
-        let Counters { reads, writes, flushes, read_bytes, written_bytes, errors } = &self.counters;
+        let Counters {
+            reads,
+            writes,
+            flushes,
+            read_bytes,
+            written_bytes,
+            errors,
+        } = &self.counters;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         DiskStatus {
             connected: self.connected.load(Ordering::Relaxed),

@@ -60,7 +60,10 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
         if request.kind == command::WRITE {
             // Its data would have to be read, however much it is, to find the next request.
             if request.length > protocol::MAX_TRANSFER {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a write of more than 32 MiB"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a write of more than 32 MiB",
+                ));
             }
             data.resize(request.length as usize, 0);
             reader.read_exact(&mut data)?;
@@ -97,7 +100,10 @@ fn negotiate(reader: &mut impl Read, writer: &mut impl Write, shared: &Shared) -
         let kind = protocol::read_u32(reader)?;
         let length = protocol::read_u32(reader)?;
         if length > protocol::MAX_OPTION {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "an NBD option of more than 8 KiB"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "an NBD option of more than 8 KiB",
+            ));
         }
         let mut data = vec![0; length as usize];
         reader.read_exact(&mut data)?;
@@ -144,7 +150,11 @@ fn negotiate(reader: &mut impl Read, writer: &mut impl Write, shared: &Shared) -
 fn export(shared: &Shared) -> Vec<u8> {
     use flag::{HAS_FLAGS, READ_ONLY, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES};
     let mut flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA;
-    flags |= if shared.spec.read_only { READ_ONLY } else { SEND_TRIM | SEND_WRITE_ZEROES };
+    flags |= if shared.spec.read_only {
+        READ_ONLY
+    } else {
+        SEND_TRIM | SEND_WRITE_ZEROES
+    };
     let mut answer = shared.spec.size.to_be_bytes().to_vec();
     answer.extend(flags.to_be_bytes());
     answer
@@ -152,14 +162,26 @@ fn export(shared: &Shared) -> Vec<u8> {
 
 /// Carries a request out; `data` is what a write brings, and becomes what a read finds.
 fn carry_out(request: &Request, data: &mut Vec<u8>, shared: &Shared) -> Result<(), u32> {
-    let Request { flags, kind, offset, length, .. } = *request;
-    let Shared { spec, file, counters, .. } = shared;
+    let Request {
+        flags,
+        kind,
+        offset,
+        length,
+        ..
+    } = *request;
+    let Shared {
+        spec, file, counters, ..
+    } = shared;
     let add = |counter: &AtomicU64, n: u64| counter.fetch_add(n, Ordering::Relaxed);
     let end = offset.checked_add(u64::from(length)).ok_or(error::EINVAL)?;
     match kind {
         command::READ | command::WRITE | command::TRIM | command::WRITE_ZEROES => {
             if end > spec.size {
-                return Err(if kind == command::READ { error::EINVAL } else { error::ENOSPC });
+                return Err(if kind == command::READ {
+                    error::EINVAL
+                } else {
+                    error::ENOSPC
+                });
             }
             if spec.read_only && kind != command::READ {
                 return Err(error::EPERM);
@@ -174,7 +196,8 @@ fn carry_out(request: &Request, data: &mut Vec<u8>, shared: &Shared) -> Result<(
                 return Err(error::EINVAL);
             }
             data.resize(length as usize, 0);
-            file.read_exact_at(data, offset).map_err(|e| failed(spec.id, &e))?;
+            file.read_exact_at(data, offset)
+                .map_err(|e| failed(spec.id, &e))?;
             add(&counters.reads, 1);
             add(&counters.read_bytes, u64::from(length));
             return Ok(());

@@ -19,7 +19,7 @@ mod mount;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -131,6 +131,8 @@ impl Pool {
                 return Err(PoolError::NoReflinks(path.clone()));
             }
         }
+        // Volumes and images are the daemon's alone.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(at(path))?;
         let pool = Self { path: path.clone() };
         for name in ["images", "volumes", "tmp"] {
             let dir = path.join(name);

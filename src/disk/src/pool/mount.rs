@@ -5,7 +5,7 @@ use std::{
     io::{self, ErrorKind},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::fs::MetadataExt,
+        unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     process::Command,
@@ -36,7 +36,11 @@ pub(super) fn create(file: &Path, size: u64, preallocate: bool) -> Result<(), Po
     let fresh = PathBuf::from(format!("{}.new", file.display()));
     let _ = fs::remove_file(&fresh);
     let made = || -> io::Result<File> {
-        let handle = OpenOptions::new().write(true).create_new(true).open(&fresh)?;
+        let handle = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&fresh)?;
         handle.set_len(size)?;
         if preallocate {
             rustix::fs::fallocate(&handle, rustix::fs::FallocateFlags::empty(), 0, size)?;
