@@ -10,6 +10,7 @@ use cloud::Cloud;
 #[cfg(feature = "simulated")]
 use cloud::driver::Capacity;
 use cloud::driver::Drivers;
+use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -28,6 +29,11 @@ use crate::tls;
 /// Serves until SIGTERM or SIGINT. Guests and the switch stay: the next daemon adopts them.
 pub fn serve(config: Config) -> Result<()> {
     let started = Instant::now();
+    // Whoever started us may have blocked them for itself, and a blocked signal is inherited.
+    let mut ends = SigSet::empty();
+    ends.add(Signal::SIGTERM);
+    ends.add(Signal::SIGINT);
+    ends.thread_unblock().context("cannot unblock signals")?;
     // The port first: nothing is touched when it is taken.
     let listener = bind(&config)?;
     let state = StateDir::open(&config)?;
