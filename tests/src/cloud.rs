@@ -94,7 +94,7 @@ impl Cloud {
         fs::write(
             cloud.config(),
             format!(
-                "[server]\nlisten = \"{}\"\n\n[storage]\ndir = \"{}\"\nloop_pool_gib = 16\n\n[compute]\n{}\n\
+                "[server]\nlisten = \"{}\"\n\n[storage]\ndir = \"{}\"\nloop_pool_gib = 8\nloop_pool_preallocate = false\n\n[compute]\n{}\n\
                  [network]\nexternal_cidr = \"{}\"\nexternal_tap = \"{}\"\n",
                 cloud.options.listen,
                 cloud.state().display(),
