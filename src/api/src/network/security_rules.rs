@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::attributes::{Attributes, prefix, wrong};
 use super::query::View;
-use super::resource::{self, Kind};
+use super::resource::{self, Kind, id_of};
+use super::security_groups::SecurityGroups;
 
 pub(super) struct SecurityRules;
 
@@ -97,7 +98,7 @@ impl Kind for SecurityRules {
         Ok(Fields {
             project_id: body.project()?,
             description: body.text_or_null("description", 255)?,
-            group_id: body.uuid("security_group_id")?,
+            group_id: group(body, "security_group_id")?,
             direction,
             ethertype,
             protocol,
@@ -108,7 +109,7 @@ impl Kind for SecurityRules {
                 Some(Value::String(text)) if text.is_empty() => None,
                 Some(value) => Some(prefix("remote_ip_prefix", value)?),
             },
-            remote_group_id: body.uuid("remote_group_id")?,
+            remote_group_id: group(body, "remote_group_id")?,
         })
     }
 
@@ -140,6 +141,13 @@ impl Kind for SecurityRules {
             .map(|rule| view(rule, defaults.contains(&rule.group_id)))
             .collect())
     }
+}
+
+/// A group: what is no id at all is no group, as Neutron has it.
+fn group(body: &Attributes<'_>, name: &str) -> Result<Option<Uuid>> {
+    body.text_or_null(name, 255)?
+        .map(|id| id_of::<SecurityGroups>(&id))
+        .transpose()
 }
 
 fn port(body: &Attributes<'_>, name: &str) -> Result<Option<u16>> {

@@ -352,20 +352,15 @@ fn compile_router(router: &Router, ports: &[PortRow], floating: &[FloatingIp]) -
 
 /// What is in the switch once it obeys these tables, as the API tells it: ports and floating IPs that work.
 pub(super) fn active(tables: &Tables) -> BTreeSet<Uuid> {
-    let legs = tables
-        .routers
-        .values()
-        .filter(|router| router.admin_up)
-        .flat_map(|router| {
-            let interfaces = router.interfaces.iter().map(|interface| interface.port);
-            let floating = router.floating_ips.iter().map(|floating| floating.id);
-            interfaces
-                .chain(router.gateway.iter().map(|gateway| gateway.port))
-                .chain(floating)
-        });
+    let legs = tables.routers.values().flat_map(|router| {
+        let interfaces = router.interfaces.iter().map(|interface| interface.port);
+        interfaces.chain(router.gateway.iter().map(|gateway| gateway.port))
+    });
+    let running = tables.routers.values().filter(|router| router.admin_up);
+    let floating = running.flat_map(|router| router.floating_ips.iter().map(|floating| floating.id));
     let plugged = tables
         .ports
         .iter()
         .filter(|(_, port)| port.admin_up && port.attachment != Attachment::None);
-    plugged.map(|(id, _)| *id).chain(legs).collect()
+    plugged.map(|(id, _)| *id).chain(legs).chain(floating).collect()
 }

@@ -324,10 +324,22 @@ pub fn update(conn: &Connection, ctx: &Context, id: Uuid, fields: &Fields) -> Re
 /// Gives a public address back.
 pub fn delete(conn: &Connection, ctx: &Context, id: Uuid) -> Result<()> {
     ctx.require("floatingips", "delete")?;
-    let floating = get(conn, ctx, id)?;
+    erase(conn, &get(conn, ctx, id)?)
+}
+
+fn erase(conn: &Connection, floating: &FloatingIp) -> Result<()> {
     ports::erase(conn, &ports::fetch(conn, floating.own_port)?)?;
-    rows::remove(conn, "network_status", id)?;
-    rows::remove(conn, TABLE, id)
+    rows::remove(conn, "network_status", floating.meta.id)?;
+    rows::remove(conn, TABLE, floating.meta.id)
+}
+
+/// The network goes: floating IPs of it that stand for nothing go with it.
+pub(crate) fn delete_idle_of(conn: &Connection, network: Uuid) -> Result<()> {
+    let idle = Condition::equals("network_id", network).and(Condition::new("port_id IS NULL", Vec::new()));
+    for floating in rows::select(conn, TABLE, idle, FloatingIp::read)? {
+        erase(conn, &floating)?;
+    }
+    Ok(())
 }
 
 /// The caller's floating IPs.

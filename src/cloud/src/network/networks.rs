@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::errors::{bad, conflict, disallowed, invalid, named, no_network};
 use super::rows::{self, Columns, Condition, Meta, Where};
-use super::{ports, quotas, security_groups, subnets};
+use super::{floating_ips, ports, quotas, security_groups, subnets};
 use crate::error::Kind;
 use crate::{Config, Context, Result};
 
@@ -255,11 +255,13 @@ pub fn update(
     Ok(new)
 }
 
-/// Removes a network with its subnets; refused while ports of others are on it.
+/// Removes a network with its subnets, and with floating IPs of it that stand for nothing; refused while ports of others
+/// are on it.
 pub fn delete(conn: &Connection, ctx: &Context, id: Uuid) -> Result<()> {
     ctx.require("networks", "delete")?;
     let network = get(conn, ctx, id)?;
     rows::check_owner(ctx, &network.meta, "rule:delete_network")?;
+    floating_ips::delete_idle_of(conn, id)?;
     if rows::count(conn, "ports", Condition::equals("network_id", id))? > 0 {
         let message = format!(
             "Unable to complete operation on network {id}. There are one or more ports still in use on the network."

@@ -242,7 +242,7 @@ impl Rule {
                 Err(bad("SecurityGroupProtocolRequiredWithPorts", message))
             }
             Some(ICMP | ICMPV6) => {
-                for (field, attr, value) in [("port_range_min", "type", min), ("port_range_max", "code", max)]
+                for (field, attr, value) in [("type", "port_range_min", min), ("code", "port_range_max", max)]
                 {
                     if let Some(value) = value.filter(|value| *value > 255) {
                         let message =

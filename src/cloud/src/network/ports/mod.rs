@@ -280,10 +280,12 @@ fn without_echoes(fields: &Fields, old: &PortRow) -> Fields {
         .port_security_enabled
         .filter(|on| *on != old.port_security_enabled);
     fields.fixed_ips = fields.fixed_ips.filter(|requests| {
-        requests.len() != old.fixed_ips.len()
-            || !requests.iter().zip(&old.fixed_ips).all(|(request, has)| {
-                request.ip == Some(has.ip) && request.subnet.is_none_or(|subnet| subnet == has.subnet)
-            })
+        let same = |(request, has): (&FixedIpRequest, &FixedIp)| {
+            *request != FixedIpRequest::default()
+                && request.ip.is_none_or(|ip| ip == has.ip)
+                && request.subnet.is_none_or(|subnet| subnet == has.subnet)
+        };
+        requests.len() != old.fixed_ips.len() || !requests.iter().zip(&old.fixed_ips).all(same)
     });
     fields.address_pairs = fields
         .address_pairs

@@ -202,3 +202,36 @@ fn of_two_routers_the_subnets_gateway_translates() {
         Some(main.meta.id)
     );
 }
+
+#[test]
+fn an_external_network_goes_with_floating_ips_that_stand_for_nothing() {
+    let bench = Bench::new();
+    let ctx = member("a");
+    let (network, subnet) = bench.plain(&ctx, "n", "10.0.0.0/24");
+    floating_ips::create(&bench.conn, &ctx, &fields(&bench)).unwrap();
+    networks::delete(&bench.conn, &admin(), bench.external).unwrap();
+    assert_eq!(bench.count("floating_ips") + bench.count("ports"), 0);
+
+    let external = networks::Fields {
+        external: Some(true),
+        ..Default::default()
+    };
+    let external = networks::create(&bench.conn, &bench.config, &admin(), &external).unwrap();
+    bench.subnet(&admin(), &external, "198.51.100.0/24");
+    let bench = Bench {
+        external: external.meta.id,
+        ..bench
+    };
+    let router = bench.router(&ctx, true);
+    bench.plug(&ctx, &router, &subnet);
+    let port = bench.port(&ctx, &network);
+    let used = Fields {
+        port_id: Some(Some(port.id)),
+        ..fields(&bench)
+    };
+    floating_ips::create(&bench.conn, &ctx, &used).unwrap();
+    assert_eq!(
+        refused(networks::delete(&bench.conn, &admin(), bench.external)),
+        "NetworkInUse"
+    );
+}

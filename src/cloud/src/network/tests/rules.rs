@@ -461,6 +461,23 @@ fn router_interfaces_by_subnet_and_by_port() {
     let interface = add(InterfaceRequest::Subnet(subnet.meta.id)).unwrap();
     let port = ports::fetch(&bench.conn, interface.port).unwrap();
     assert_eq!(port.fixed_ips[0].ip, ip("10.0.0.1"));
+    let fixed = |ip| {
+        let request = FixedIpRequest {
+            subnet: Some(subnet.meta.id),
+            ip,
+        };
+        let fields = ports::Fields {
+            fixed_ips: Some(vec![request]),
+            ..Default::default()
+        };
+        ports::update(&bench.conn, &ctx, port.id, &fields)
+    };
+    assert_eq!(
+        fixed(None).unwrap(),
+        port,
+        "any address of its subnet: it has one"
+    );
+    assert_eq!(refused(fixed(Some(ip("10.0.0.9")))), "UnsupportedPortDeviceOwner");
     assert!(!port.port_security_enabled && port.security_groups.is_empty());
     assert_eq!(
         refused(add(InterfaceRequest::Subnet(subnet.meta.id))),
