@@ -173,7 +173,6 @@ fn children_now(cloud: &Cloud) -> BTreeSet<i32> {
 /// SQLite's own check, on a copy of what the dead daemon left.
 fn check_database(state: &Path) -> Result<()> {
     let copy = tempfile::tempdir_in("/var/tmp")?;
-    let mut found = 0;
     for entry in fs::read_dir(state.join("store"))? {
         let path = entry?.path();
         let name = path
@@ -185,20 +184,27 @@ fn check_database(state: &Path) -> Result<()> {
             fs::copy(&path, copy.path().join(&name))?;
         }
     }
+    // All names first: SQLite removes a database's log when it closes it.
+    let mut databases = Vec::new();
     for entry in fs::read_dir(copy.path())? {
         let path = entry?.path();
-        if !fs::read(&path)?.starts_with(b"SQLite format 3\0") {
-            continue;
+        if fs::read(&path)?.starts_with(b"SQLite format 3\0") {
+            databases.push(path);
         }
-        found += 1;
+    }
+    for path in &databases {
         let script = "import sqlite3, sys\n\
                       print(sqlite3.connect(sys.argv[1]).execute('PRAGMA integrity_check').fetchone()[0])";
-        let said = finish(Command::new("/usr/bin/python3").args(["-c", script]).arg(&path))?;
+        let said = finish(Command::new("/usr/bin/python3").args(["-c", script]).arg(path))?;
         if said.trim() != "ok" {
             bail!("integrity_check of {}: {said}", path.display());
         }
     }
-    ensure!(found > 0, "no database lies in {}", state.join("store").display());
+    ensure!(
+        !databases.is_empty(),
+        "no database lies in {}",
+        state.join("store").display()
+    );
     Ok(())
 }
 
