@@ -255,3 +255,15 @@ pub(super) async fn services(
         .collect();
     ok(json!({"services": views}))
 }
+
+/// Nodes are not grouped by hand: there are no aggregates, and the CLI asks for them.
+pub(super) async fn aggregates(Auth(ctx): Auth) -> Answer {
+    ctx.require("hypervisors", "list")?;
+    ok(json!({"aggregates": []}))
+}
+
+/// Servers stay where they are: there are no migrations.
+pub(super) async fn migrations(Auth(ctx): Auth) -> Answer {
+    ctx.require("hypervisors", "list")?;
+    ok(json!({"migrations": []}))
+}

@@ -147,6 +147,8 @@ pub fn router() -> Router<AppState> {
         .route("/os-hypervisors/{pattern}/search", get(hosts::search))
         .route("/os-hypervisors/{pattern}/servers", get(hosts::search_servers))
         .route("/os-services", get(hosts::services))
+        .route("/os-aggregates", get(hosts::aggregates))
+        .route("/os-migrations", get(hosts::migrations))
         .route("/limits", get(quotas::limits))
         .route("/os-quota-sets/{project}", get(quotas::show).put(quotas::update).delete(quotas::reset))
         .route("/os-quota-sets/{project}/defaults", get(quotas::defaults))
