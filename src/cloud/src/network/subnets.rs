@@ -426,11 +426,14 @@ pub fn update(conn: &Connection, ctx: &Context, id: Uuid, fields: &Fields) -> Re
     Ok(new)
 }
 
-/// Removes a subnet; refused while ports have addresses of it.
+/// Removes a subnet; refused while ports have addresses of it, unless hosts took these by themselves.
 pub fn delete(conn: &Connection, ctx: &Context, id: Uuid) -> Result<()> {
     ctx.require("subnets", "delete")?;
     let subnet = get(conn, ctx, id)?;
     rows::check_owner(ctx, &subnet.meta, "rule:delete_subnet")?;
+    if subnet.is_automatic() {
+        ports::leave_automatic(conn, &subnet)?;
+    }
     let ports = rows::count(
         conn,
         "network_allocations",

@@ -186,3 +186,18 @@ pub(crate) fn join_automatic(conn: &Connection, subnet: &Subnet) -> Result<()> {
     }
     Ok(())
 }
+
+/// The opposite: ports have their address on it no longer. Routers stay.
+pub(crate) fn leave_automatic(conn: &Connection, subnet: &Subnet) -> Result<()> {
+    for mut port in super::matching(conn, Condition::equals("network_id", subnet.network_id))? {
+        if !port.is_service()
+            && port
+                .fixed_ips
+                .iter()
+                .any(|address| address.subnet == subnet.meta.id)
+        {
+            super::shrink(conn, &mut port, subnet.meta.id)?;
+        }
+    }
+    Ok(())
+}

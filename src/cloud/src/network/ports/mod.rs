@@ -19,7 +19,7 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 pub use addresses::FixedIpRequest;
-pub(crate) use addresses::join_automatic;
+pub(crate) use addresses::{join_automatic, leave_automatic};
 pub use row::{AddressPair, DhcpOption, Fields, PortRow};
 pub(crate) use row::{active_ids, is_active, matching};
 pub use server::{

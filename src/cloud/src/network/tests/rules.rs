@@ -227,6 +227,21 @@ fn ipv6_hosts_number_themselves_where_the_subnet_says_so() {
     assert_eq!(before.fixed_ips[1].ip, expected(&before));
     let after = bench.port(&ctx, &network);
     assert_eq!(after.fixed_ips[1].ip, expected(&after));
+
+    let router = bench.router(&ctx, false);
+    bench.plug(&ctx, &router, &subnet);
+    assert_eq!(
+        refused(subnets::delete(&bench.conn, &ctx, subnet.meta.id)),
+        "SubnetInUse"
+    );
+    let request = InterfaceRequest::Subnet(subnet.meta.id);
+    routers::remove_interface(&bench.conn, &ctx, router.meta.id, request).unwrap();
+    subnets::delete(&bench.conn, &ctx, subnet.meta.id).unwrap();
+    let after = ports::get(&bench.conn, &ctx, after.id).unwrap();
+    assert_eq!(
+        (after.fixed_ips.len(), after.fixed_ips[0].ip),
+        (1, ip("10.0.0.3"))
+    );
 }
 
 #[test]
