@@ -70,7 +70,9 @@ impl Context {
     pub fn project(&self) -> crate::Result<&str> {
         match &self.scope {
             Scope::Project { id, .. } => Ok(id),
-            _ => Err(crate::Error::Forbidden("this needs a token that is scoped to a project".into())),
+            _ => Err(crate::Error::Forbidden(
+                "this needs a token that is scoped to a project".into(),
+            )),
         }
     }
 

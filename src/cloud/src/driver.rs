@@ -76,7 +76,12 @@ pub struct Capacity {
 #[async_trait]
 pub trait Disks: Send + Sync {
     /// Convert an uploaded file to the image of this id, in a jailed child, and remove the file.
-    async fn import_image(&self, image: Uuid, uploaded: &Path, format: ImageFormat) -> Result<Converted, DriverError>;
+    async fn import_image(
+        &self,
+        image: Uuid,
+        uploaded: &Path,
+        format: ImageFormat,
+    ) -> Result<Converted, DriverError>;
     /// The raw bytes of an image, for its download.
     fn image_path(&self, image: Uuid) -> PathBuf;
     /// Remove an image's bytes.

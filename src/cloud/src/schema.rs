@@ -4,8 +4,24 @@ use store::Step;
 
 /// All steps.
 pub const STEPS: &[Step] = &[
-    Step { number: 1, name: "identity", sql: crate::identity::SCHEMA },
-    Step { number: 2, name: "image", sql: crate::image::SCHEMA },
-    Step { number: 3, name: "network", sql: crate::network::SCHEMA },
-    Step { number: 4, name: "compute", sql: crate::compute::SCHEMA },
+    Step {
+        number: 1,
+        name: "identity",
+        sql: crate::identity::SCHEMA,
+    },
+    Step {
+        number: 2,
+        name: "image",
+        sql: crate::image::SCHEMA,
+    },
+    Step {
+        number: 3,
+        name: "network",
+        sql: crate::network::SCHEMA,
+    },
+    Step {
+        number: 4,
+        name: "compute",
+        sql: crate::compute::SCHEMA,
+    },
 ];

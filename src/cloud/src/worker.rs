@@ -51,7 +51,14 @@ impl Workers {
                 state.activity = activity;
             }
             None => {
-                states.insert(name.to_owned(), WorkerState { name: name.to_owned(), activity, since: now });
+                states.insert(
+                    name.to_owned(),
+                    WorkerState {
+                        name: name.to_owned(),
+                        activity,
+                        since: now,
+                    },
+                );
             }
         }
     }
@@ -78,7 +85,10 @@ mod tests {
     #[test]
     fn repeated_failures_keep_the_time_of_the_first() {
         let workers = Workers::default();
-        let failed = |error: &str| Activity::Failed { error: error.into(), next_try: SystemTime::now() };
+        let failed = |error: &str| Activity::Failed {
+            error: error.into(),
+            next_try: SystemTime::now(),
+        };
         workers.set("a", failed("one"));
         let first = workers.list()[0].since;
         workers.set("a", failed("two"));

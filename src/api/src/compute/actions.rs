@@ -58,7 +58,9 @@ fn parse(body: &Value, version: Microversion) -> Result<Request, Error> {
     Object::body(body)?;
     let mut keys = body.as_object().into_iter().flatten();
     let (Some((key, value)), None) = (keys.next(), keys.next()) else {
-        return Err(Error::BadRequest("Malformed request body: one action is needed.".into()));
+        return Err(Error::BadRequest(
+            "Malformed request body: one action is needed.".into(),
+        ));
     };
     let inner = || Object::of(key.as_str(), value);
     Ok(Request::Act(match key.as_str() {
@@ -68,7 +70,9 @@ fn parse(body: &Value, version: Microversion) -> Result<Request, Error> {
         "unpause" => Action::Unpause,
         "forceDelete" => Action::Delete,
         "unlock" => Action::Unlock,
-        "lock" => Action::Lock { reason: lock_reason(value, version)? },
+        "lock" => Action::Lock {
+            reason: lock_reason(value, version)?,
+        },
         "reboot" => {
             let reboot = inner()?;
             reboot.allow(&["type"])?;
@@ -77,7 +81,8 @@ fn parse(body: &Value, version: Microversion) -> Result<Request, Error> {
                 "HARD" | "Hard" | "hard" => Action::Reboot { hard: true },
                 "SOFT" | "Soft" | "soft" => Action::Reboot { hard: false },
                 other => {
-                    let why = format!("'{other}' is not one of ['HARD', 'Hard', 'hard', 'SOFT', 'Soft', 'soft']");
+                    let why =
+                        format!("'{other}' is not one of ['HARD', 'Hard', 'hard', 'SOFT', 'Soft', 'soft']");
                     return Err(super::check::invalid("reboot.type", &json!(other), &why));
                 }
             }
@@ -99,7 +104,11 @@ fn parse(body: &Value, version: Microversion) -> Result<Request, Error> {
             let group = inner()?;
             group.allow(&["name"])?;
             let name = name_of(&group.path("name"), group.required("name")?)?;
-            if key == "addSecurityGroup" { Action::AddSecurityGroup(name) } else { Action::RemoveSecurityGroup(name) }
+            if key == "addSecurityGroup" {
+                Action::AddSecurityGroup(name)
+            } else {
+                Action::RemoveSecurityGroup(name)
+            }
         }
         "os-getConsoleOutput" => {
             let console = inner()?;
@@ -107,7 +116,9 @@ fn parse(body: &Value, version: Microversion) -> Result<Request, Error> {
             let length = match console.get("length") {
                 None | Some(Value::Null) => None,
                 // -1: all of it.
-                Some(_) => console.integer("length", -1, i64::MAX)?.and_then(|n| usize::try_from(n).ok()),
+                Some(_) => console
+                    .integer("length", -1, i64::MAX)?
+                    .and_then(|n| usize::try_from(n).ok()),
             };
             return Ok(Request::Console(length));
         }
@@ -143,7 +154,11 @@ pub(super) async fn act(
         Request::Act(action) => {
             let deletes = action == Action::Delete;
             carry_out(&app.cloud, &ctx, &id, action).await?;
-            empty(if deletes { StatusCode::NO_CONTENT } else { StatusCode::ACCEPTED })
+            empty(if deletes {
+                StatusCode::NO_CONTENT
+            } else {
+                StatusCode::ACCEPTED
+            })
         }
         Request::Console(lines) => {
             let output = servers::console_log(&app.cloud, &ctx, &id, lines).await?;

@@ -15,7 +15,9 @@ pub(super) fn invalid(field: &str, value: &Value, why: &str) -> Error {
     if value.len() > 128 {
         value = value.chars().take(128).collect::<String>() + "…";
     }
-    Error::BadRequest(format!("Invalid input for field/attribute {field}. Value: {value}. {why}"))
+    Error::BadRequest(format!(
+        "Invalid input for field/attribute {field}. Value: {value}. {why}"
+    ))
 }
 
 /// An object of a body, and where it stands.
@@ -41,7 +43,11 @@ pub(super) fn string_of<'a>(field: &str, value: &'a Value, min: usize, max: usiz
     let Some(text) = value.as_str() else {
         return Err(invalid(field, value, &format!("{value} is not of type 'string'")));
     };
-    let length = if text.len() <= max { text.len() } else { text.chars().count() };
+    let length = if text.len() <= max {
+        text.len()
+    } else {
+        text.chars().count()
+    };
     if length < min {
         return Err(invalid(field, value, &format!("'{text}' is too short")));
     }
@@ -56,19 +62,34 @@ pub(super) fn integer_of(field: &str, value: &Value, min: i64, max: i64) -> Resu
     let number = match value {
         Value::Number(number) => number.as_i64().or_else(|| {
             // 1.0 is an integer to JSON schema.
-            number.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e15).map(|f| f as i64)
+            number
+                .as_f64()
+                .filter(|f| f.fract() == 0.0 && f.abs() < 9e15)
+                .map(|f| f as i64)
         }),
         Value::String(text) => text.parse().ok(),
         _ => None,
     };
     let Some(number) = number else {
-        return Err(invalid(field, value, &format!("{value} is not of type 'integer', 'string'")));
+        return Err(invalid(
+            field,
+            value,
+            &format!("{value} is not of type 'integer', 'string'"),
+        ));
     };
     if number < min {
-        return Err(invalid(field, value, &format!("{number} is less than the minimum of {min}")));
+        return Err(invalid(
+            field,
+            value,
+            &format!("{number} is less than the minimum of {min}"),
+        ));
     }
     if number > max {
-        return Err(invalid(field, value, &format!("{number} is greater than the maximum of {max}")));
+        return Err(invalid(
+            field,
+            value,
+            &format!("{number} is greater than the maximum of {max}"),
+        ));
     }
     Ok(number)
 }
@@ -83,7 +104,11 @@ pub(super) fn boolean_of(field: &str, value: &Value) -> Result<bool, Error> {
     match word {
         "True" | "TRUE" | "true" | "1" | "ON" | "On" | "on" | "YES" | "Yes" | "yes" => Ok(true),
         "False" | "FALSE" | "false" | "0" | "OFF" | "Off" | "off" | "NO" | "No" | "no" => Ok(false),
-        _ => Err(invalid(field, value, &format!("{value} is not one of [True, False]"))),
+        _ => Err(invalid(
+            field,
+            value,
+            &format!("{value} is not one of [True, False]"),
+        )),
     }
 }
 
@@ -109,7 +134,10 @@ pub(super) fn metadata_of(field: &str, value: &Value) -> Result<BTreeMap<String,
                     key.chars().take(300).collect::<String>()
                 )));
             }
-            Ok((key.clone(), string_of(&format!("{field}.{key}"), value, 0, 255)?.to_owned()))
+            Ok((
+                key.clone(),
+                string_of(&format!("{field}.{key}"), value, 0, 255)?.to_owned(),
+            ))
         })
         .collect()
 }
@@ -139,7 +167,11 @@ impl<'a> Object<'a> {
 
     /// The whole path of a field.
     pub(super) fn path(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        }
     }
 
     /// No other fields than these.
@@ -164,16 +196,22 @@ impl<'a> Object<'a> {
     pub(super) fn required(&self, key: &str) -> Result<&'a Value, Error> {
         self.get(key).ok_or_else(|| {
             let place = if self.path.is_empty() { "body" } else { &self.path };
-            Error::BadRequest(format!("Invalid input for field/attribute {place}. '{key}' is a required property"))
+            Error::BadRequest(format!(
+                "Invalid input for field/attribute {place}. '{key}' is a required property"
+            ))
         })
     }
 
     pub(super) fn name(&self, key: &str) -> Result<Option<String>, Error> {
-        self.get(key).map(|value| name_of(&self.path(key), value)).transpose()
+        self.get(key)
+            .map(|value| name_of(&self.path(key), value))
+            .transpose()
     }
 
     pub(super) fn string(&self, key: &str, min: usize, max: usize) -> Result<Option<&'a str>, Error> {
-        self.get(key).map(|value| string_of(&self.path(key), value, min, max)).transpose()
+        self.get(key)
+            .map(|value| string_of(&self.path(key), value, min, max))
+            .transpose()
     }
 
     /// A text or null: `Some(None)` is null.
@@ -186,18 +224,28 @@ impl<'a> Object<'a> {
     }
 
     pub(super) fn integer(&self, key: &str, min: i64, max: i64) -> Result<Option<i64>, Error> {
-        self.get(key).map(|value| integer_of(&self.path(key), value, min, max)).transpose()
+        self.get(key)
+            .map(|value| integer_of(&self.path(key), value, min, max))
+            .transpose()
     }
 
     pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>, Error> {
-        self.get(key).map(|value| boolean_of(&self.path(key), value)).transpose()
+        self.get(key)
+            .map(|value| boolean_of(&self.path(key), value))
+            .transpose()
     }
 
     pub(super) fn array(&self, key: &str) -> Result<Option<&'a Vec<Value>>, Error> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match value.as_array() {
             Some(items) => Ok(Some(items)),
-            None => Err(invalid(&self.path(key), value, &format!("{value} is not of type 'array'"))),
+            None => Err(invalid(
+                &self.path(key),
+                value,
+                &format!("{value} is not of type 'array'"),
+            )),
         }
     }
 }
@@ -223,7 +271,14 @@ mod tests {
     fn numbers_and_words_come_as_text_too() {
         assert_eq!(integer_of("n", &json!("7"), 0, 9).unwrap(), 7);
         assert_eq!(integer_of("n", &json!(7.0), 0, 9).unwrap(), 7);
-        for bad in [json!("x"), json!(1.5), json!(null), json!(10), json!(-1), json!("")] {
+        for bad in [
+            json!("x"),
+            json!(1.5),
+            json!(null),
+            json!(10),
+            json!(-1),
+            json!(""),
+        ] {
             assert!(integer_of("n", &bad, 0, 9).is_err(), "{bad}");
         }
         assert!(boolean_of("b", &json!("On")).unwrap());
@@ -234,8 +289,20 @@ mod tests {
     fn what_is_unexpected_or_missing_is_named() {
         let body = json!({"server": {"name": "x", "foo": 1}});
         let server = Object::only(&body, "server").unwrap();
-        assert!(server.allow(&["name"]).unwrap_err().to_string().contains("'foo' was unexpected"));
-        assert!(server.required("flavorRef").unwrap_err().to_string().contains("'flavorRef' is a required property"));
+        assert!(
+            server
+                .allow(&["name"])
+                .unwrap_err()
+                .to_string()
+                .contains("'foo' was unexpected")
+        );
+        assert!(
+            server
+                .required("flavorRef")
+                .unwrap_err()
+                .to_string()
+                .contains("'flavorRef' is a required property")
+        );
         assert!(Object::only(&json!([]), "server").is_err());
         assert!(Object::only(&json!({"server": []}), "server").is_err());
     }

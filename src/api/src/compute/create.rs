@@ -26,15 +26,25 @@ pub(super) struct Request {
 
 /// `accessIPv4` or `accessIPv6`: an address of that family, or an empty text for none.
 pub(super) fn access_ip(server: &Object<'_>, key: &str) -> Result<Option<Option<String>>, Error> {
-    let Some(value) = server.get(key) else { return Ok(None) };
+    let Some(value) = server.get(key) else {
+        return Ok(None);
+    };
     let family = key.trim_start_matches("accessIP");
     match value.as_str() {
         Some("") => Ok(Some(None)),
         Some(text) => match text.parse::<IpAddr>() {
             Ok(ip) if ip.is_ipv4() == (family == "v4") => Ok(Some(Some(ip.to_string()))),
-            _ => Err(invalid(&server.path(key), value, &format!("'{text}' is not a 'ip{family}'"))),
+            _ => Err(invalid(
+                &server.path(key),
+                value,
+                &format!("'{text}' is not a 'ip{family}'"),
+            )),
         },
-        None => Err(invalid(&server.path(key), value, &format!("{value} is not of type 'string'"))),
+        None => Err(invalid(
+            &server.path(key),
+            value,
+            &format!("{value} is not of type 'string'"),
+        )),
     }
 }
 
@@ -44,16 +54,23 @@ pub(super) fn disk_config(server: &Object<'_>) -> Result<Option<String>, Error> 
     match server.get(key) {
         None => Ok(None),
         Some(Value::String(text)) if text == "AUTO" || text == "MANUAL" => Ok(Some(text.clone())),
-        Some(value) => Err(invalid(&server.path(key), value, "It is not one of ['AUTO', 'MANUAL']")),
+        Some(value) => Err(invalid(
+            &server.path(key),
+            value,
+            "It is not one of ['AUTO', 'MANUAL']",
+        )),
     }
 }
 
 /// `hostname` (2.90): one label, or from 2.94 a whole name.
 pub(super) fn hostname(server: &Object<'_>, version: Microversion) -> Result<Option<String>, Error> {
-    let Some(text) = server.string("hostname", 1, 255)? else { return Ok(None) };
+    let Some(text) = server.string("hostname", 1, 255)? else {
+        return Ok(None);
+    };
     let fqdn = version >= Microversion::FQDN;
     let right = if fqdn {
-        text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+        text.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
     } else {
         let inner = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         (2..=63).contains(&text.len()) && inner && !text.starts_with('-') && !text.ends_with('-')
@@ -62,15 +79,27 @@ pub(super) fn hostname(server: &Object<'_>, version: Microversion) -> Result<Opt
         return Ok(Some(text.to_owned()));
     }
     let value = Value::String(text.to_owned());
-    let pattern = if fqdn { "^[a-zA-Z0-9-._]*$" } else { "^[a-zA-Z0-9]+[a-zA-Z0-9-]*[a-zA-Z0-9]+$" };
-    Err(invalid(&server.path("hostname"), &value, &format!("'{text}' does not match '{pattern}'")))
+    let pattern = if fqdn {
+        "^[a-zA-Z0-9-._]*$"
+    } else {
+        "^[a-zA-Z0-9]+[a-zA-Z0-9-]*[a-zA-Z0-9]+$"
+    };
+    Err(invalid(
+        &server.path("hostname"),
+        &value,
+        &format!("'{text}' does not match '{pattern}'"),
+    ))
 }
 
 /// A tag: 1 to 60 characters without `/` and `,`.
 pub(super) fn tag_of(field: &str, value: &Value) -> Result<String, Error> {
     let tag = super::check::string_of(field, value, 1, MAX_TAG)?;
     if tag.contains(['/', ',']) {
-        return Err(invalid(field, value, &format!("'{tag}' does not match '^[^,/]*$'")));
+        return Err(invalid(
+            field,
+            value,
+            &format!("'{tag}' does not match '^[^,/]*$'"),
+        ));
     }
     Ok(tag.to_owned())
 }
@@ -86,7 +115,13 @@ pub(super) fn parse(body: &Value, version: Microversion) -> Result<Request, Erro
     let flavor = match flavor_ref {
         Value::Number(number) => number.to_string(),
         Value::String(text) if !text.is_empty() => last_segment(text),
-        _ => return Err(invalid("server.flavorRef", flavor_ref, "It is not the id of a flavor")),
+        _ => {
+            return Err(invalid(
+                "server.flavorRef",
+                flavor_ref,
+                "It is not the id of a flavor",
+            ));
+        }
     };
     let (min_count, max_count) = counts(&server)?;
     let networks = networks(&server, version)?;
@@ -97,7 +132,10 @@ pub(super) fn parse(body: &Value, version: Microversion) -> Result<Request, Erro
     let description = server.nullable("description", 255)?.flatten().map(str::to_owned);
     let name = server.name("name")?.unwrap_or_default();
     let tags = match server.array("tags")? {
-        Some(tags) => tags.iter().map(|tag| tag_of("server.tags", tag)).collect::<Result<_, _>>()?,
+        Some(tags) => tags
+            .iter()
+            .map(|tag| tag_of("server.tags", tag))
+            .collect::<Result<_, _>>()?,
         None => Vec::new(),
     };
     let config_drive = match server.get("config_drive") {
@@ -130,7 +168,11 @@ pub(super) fn parse(body: &Value, version: Microversion) -> Result<Request, Erro
         server_group: server_group(&request)?,
         hostname: hostname(&server, version)?,
         // Before 2.19 the description is the name.
-        description: if version < Microversion::DESCRIPTION { Some(name.clone()) } else { description },
+        description: if version < Microversion::DESCRIPTION {
+            Some(name.clone())
+        } else {
+            description
+        },
         name,
     };
     let admin_pass = match server.string("adminPass", 0, 255)? {
@@ -138,7 +180,11 @@ pub(super) fn parse(body: &Value, version: Microversion) -> Result<Request, Erro
         None => password(),
     };
     let return_reservation_id = server.boolean("return_reservation_id")?.unwrap_or(false);
-    Ok(Request { create, admin_pass, return_reservation_id })
+    Ok(Request {
+        create,
+        admin_pass,
+        return_reservation_id,
+    })
 }
 
 fn known(version: Microversion) -> Vec<&'static str> {
@@ -170,8 +216,16 @@ fn known(version: Microversion) -> Vec<&'static str> {
     };
     since(&["description"], Microversion::DESCRIPTION, &mut known);
     since(&["tags"], Microversion::TAGS_AT_CREATION, &mut known);
-    since(&["trusted_image_certificates"], Microversion::TRUSTED_CERTIFICATES, &mut known);
-    since(&["host", "hypervisor_hostname"], Microversion::HOST_AT_CREATION, &mut known);
+    since(
+        &["trusted_image_certificates"],
+        Microversion::TRUSTED_CERTIFICATES,
+        &mut known,
+    );
+    since(
+        &["host", "hypervisor_hostname"],
+        Microversion::HOST_AT_CREATION,
+        &mut known,
+    );
     since(&["hostname"], Microversion::HOSTNAME, &mut known);
     if version < Microversion::NO_PERSONALITY {
         known.push("personality");
@@ -188,12 +242,17 @@ fn last_segment(text: &str) -> String {
 fn password() -> String {
     const LETTERS: &[u8] = b"23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
     let bytes: [u8; 12] = rand::random();
-    bytes.iter().map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()])).collect()
+    bytes
+        .iter()
+        .map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()]))
+        .collect()
 }
 
 fn counts(server: &Object<'_>) -> Result<(u32, u32), Error> {
     let count = |key: &str| -> Result<Option<u32>, Error> {
-        Ok(server.integer(key, 1, i64::from(u32::MAX))?.and_then(|n| u32::try_from(n).ok()))
+        Ok(server
+            .integer(key, 1, i64::from(u32::MAX))?
+            .and_then(|n| u32::try_from(n).ok()))
     };
     let min = count("min_count")?.unwrap_or(1);
     let max = count("max_count")?.unwrap_or(min);
@@ -224,7 +283,12 @@ fn image(server: &Object<'_>) -> Result<Uuid, Error> {
         return Err(invalid(&server.path("trusted_image_certificates"), value, why));
     }
     let mut of_mapping = None;
-    for (index, value) in server.array("block_device_mapping_v2")?.into_iter().flatten().enumerate() {
+    for (index, value) in server
+        .array("block_device_mapping_v2")?
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         let path = server.path(&format!("block_device_mapping_v2[{index}]"));
         of_mapping = Some(local_image(&path, value, of_mapping.is_some())?);
     }
@@ -233,7 +297,10 @@ fn image(server: &Object<'_>) -> Result<Uuid, Error> {
         None => None,
         Some(Value::String(text)) if text.is_empty() => None,
         Some(value) => {
-            let id = value.as_str().map(last_segment).and_then(|text| text.parse().ok());
+            let id = value
+                .as_str()
+                .map(last_segment)
+                .and_then(|text| text.parse().ok());
             let why = || invalid("server.imageRef", value, &format!("{value} is not a 'uuid'"));
             Some(id.ok_or_else(why)?)
         }
@@ -283,14 +350,24 @@ fn networks(server: &Object<'_>, version: Microversion) -> Result<Networks, Erro
         Value::String(word) if named && word == "auto" => return Ok(Networks::Auto),
         Value::String(word) if named && word == "none" => return Ok(Networks::None),
         Value::Array(_) => {}
-        _ => return Err(invalid("server.networks", value, &format!("{value} is not of type 'array'"))),
+        _ => {
+            return Err(invalid(
+                "server.networks",
+                value,
+                &format!("{value} is not of type 'array'"),
+            ));
+        }
     }
     let tags = version >= Microversion::DEVICE_TAGS
         || (Microversion::DEVICE_TAGS_ONCE..=Microversion::NO_NETWORK_PROXIES).contains(&version);
     let mut list = Vec::new();
     for (index, item) in server.array("networks")?.into_iter().flatten().enumerate() {
         let network = Object::of(format!("server.networks[{index}]"), item)?;
-        network.allow(if tags { &["uuid", "port", "fixed_ip", "tag"] } else { &["uuid", "port", "fixed_ip"] })?;
+        network.allow(if tags {
+            &["uuid", "port", "fixed_ip", "tag"]
+        } else {
+            &["uuid", "port", "fixed_ip"]
+        })?;
         let fixed_ip = match network.get("fixed_ip") {
             None | Some(Value::Null) => None,
             Some(value) => {
@@ -303,7 +380,11 @@ fn networks(server: &Object<'_>, version: Microversion) -> Result<Networks, Erro
             None | Some(Value::Null) => Ok(None),
             Some(value) => uuid_of(&network.path(key), value).map(Some),
         };
-        let request = NetRequest { network: id("uuid")?, port: id("port")?, fixed_ip };
+        let request = NetRequest {
+            network: id("uuid")?,
+            port: id("port")?,
+            fixed_ip,
+        };
         if request.port.is_some() && request.fixed_ip.is_some() {
             return Err(Error::BadRequest(
                 "Specified Fixed IP cannot be used with a port: set the port's own address.".into(),
@@ -312,7 +393,9 @@ fn networks(server: &Object<'_>, version: Microversion) -> Result<Networks, Erro
         if request.port.is_none() && request.network.is_none() {
             return Err(Error::BadRequest("Bad network format: missing 'uuid'".into()));
         }
-        let twice = list.iter().any(|n: &NetRequest| n.port.is_some() && n.port == request.port);
+        let twice = list
+            .iter()
+            .any(|n: &NetRequest| n.port.is_some() && n.port == request.port);
         if twice {
             return Err(Error::BadRequest("The same port cannot be given twice.".into()));
         }
@@ -335,7 +418,9 @@ fn security_groups(server: &Object<'_>) -> Result<Vec<String>, Error> {
 }
 
 fn user_data(server: &Object<'_>) -> Result<Option<String>, Error> {
-    let Some(value) = server.get("user_data").filter(|v| !v.is_null()) else { return Ok(None) };
+    let Some(value) = server.get("user_data").filter(|v| !v.is_null()) else {
+        return Ok(None);
+    };
     let text = super::check::string_of("server.user_data", value, 0, MAX_USER_DATA)?;
     let joined: String = text.split_ascii_whitespace().collect();
     let bytes = STANDARD
@@ -347,7 +432,11 @@ fn user_data(server: &Object<'_>) -> Result<Option<String>, Error> {
 fn server_group(request: &Object<'_>) -> Result<Option<Uuid>, Error> {
     let key = "os:scheduler_hints";
     let other = "OS-SCH-HNT:scheduler_hints";
-    let Some((key, value)) = request.get(key).map(|v| (key, v)).or(request.get(other).map(|v| (other, v))) else {
+    let Some((key, value)) = request
+        .get(key)
+        .map(|v| (key, v))
+        .or(request.get(other).map(|v| (other, v)))
+    else {
         return Ok(None);
     };
     let hints = Object::of(key, value)?;
@@ -356,7 +445,9 @@ fn server_group(request: &Object<'_>) -> Result<Option<Uuid>, Error> {
         Some(Value::Array(list)) => match list.as_slice() {
             [] => Ok(None),
             [one] => uuid_of(&hints.path("group"), one).map(Some),
-            _ => Err(Error::BadRequest("A server is in one server group at most.".into())),
+            _ => Err(Error::BadRequest(
+                "A server is in one server group at most.".into(),
+            )),
         },
         Some(value) => uuid_of(&hints.path("group"), value).map(Some),
     }
@@ -396,12 +487,30 @@ mod tests {
         assert!(with(56, json!({"personality": []})).is_ok());
         assert!(with(57, json!({"personality": []})).is_err());
         assert!(with(36, json!({"networks": "auto"})).is_err());
-        assert_eq!(with(37, json!({"networks": "none"})).ok().unwrap().create.networks, Networks::None);
+        assert_eq!(
+            with(37, json!({"networks": "none"}))
+                .ok()
+                .unwrap()
+                .create
+                .networks,
+            Networks::None
+        );
         assert!(with(93, json!({"hostname": "a.b"})).is_err());
         assert!(with(94, json!({"hostname": "a.b"})).is_ok());
-        for (version, taken) in [(31, false), (32, true), (36, true), (37, false), (41, false), (42, true)] {
+        for (version, taken) in [
+            (31, false),
+            (32, true),
+            (36, true),
+            (37, false),
+            (41, false),
+            (42, true),
+        ] {
             let networks = json!([{"uuid": IMAGE, "tag": "t"}]);
-            assert_eq!(with(version, json!({"networks": networks})).is_ok(), taken, "{version}");
+            assert_eq!(
+                with(version, json!({"networks": networks})).is_ok(),
+                taken,
+                "{version}"
+            );
         }
     }
 
@@ -409,9 +518,12 @@ mod tests {
     fn what_the_cli_sends_is_taken() {
         let mapping = json!([{"uuid": IMAGE, "boot_index": 0, "source_type": "image", "destination_type": "local",
             "delete_on_termination": true}]);
-        let request = with(96, json!({"block_device_mapping_v2": mapping, "min_count": 1, "max_count": 3,
+        let request = with(
+            96,
+            json!({"block_device_mapping_v2": mapping, "min_count": 1, "max_count": 3,
             "security_groups": [{"name": "a"}], "user_data": "IyEvYmluL3NoCg==", "config_drive": "True",
-            "networks": [{"uuid": IMAGE}], "key_name": "k"}))
+            "networks": [{"uuid": IMAGE}], "key_name": "k"}),
+        )
         .ok()
         .unwrap();
         assert_eq!(request.create.image.to_string(), IMAGE);
@@ -425,14 +537,20 @@ mod tests {
         let volume = json!([{"boot_index": 0, "source_type": "image", "destination_type": "volume", "uuid": IMAGE,
             "volume_size": 1}]);
         for (extra, word) in [
-            (json!({"block_device_mapping_v2": volume}), "volumes are not available"),
+            (
+                json!({"block_device_mapping_v2": volume}),
+                "volumes are not available",
+            ),
             (json!({"imageRef": ""}), "imageRef"),
             (json!({"imageRef": "x"}), "uuid"),
             (json!({"name": ""}), "too short"),
             (json!({"name": "x".repeat(256)}), "too long"),
             (json!({"name": 12345}), "string"),
             (json!({"min_count": 0}), "minimum"),
-            (json!({"min_count": 3, "max_count": 2}), "min_count must be <= max_count"),
+            (
+                json!({"min_count": 3, "max_count": 2}),
+                "min_count must be <= max_count",
+            ),
             (json!({"user_data": "!"}), "base64"),
             (json!({"user_data": "A".repeat(65_536)}), "too long"),
             (json!({"accessIPv4": "::1"}), "ipv4"),

@@ -34,12 +34,20 @@ fn filter(pairs: &Pairs, ctx: &Context) -> Result<Filter, Error> {
         "root_gb" => Sort::Disk,
         "vcpus" => Sort::Vcpus,
         "disabled" | "ephemeral_gb" | "is_public" | "rxtx_factor" | "swap" | "vcpu_weight" => Sort::Id,
-        other => return Err(Error::BadRequest(format!("Invalid input for query parameters sort_key. Value: {other}."))),
+        other => {
+            return Err(Error::BadRequest(format!(
+                "Invalid input for query parameters sort_key. Value: {other}."
+            )));
+        }
     };
     let descending = match pairs.get("sort_dir").unwrap_or("asc") {
         "asc" => false,
         "desc" => true,
-        _ => return Err(Error::BadRequest("Invalid sort_dir: 'asc' and 'desc' are known.".into())),
+        _ => {
+            return Err(Error::BadRequest(
+                "Invalid sort_dir: 'asc' and 'desc' are known.".into(),
+            ));
+        }
     };
     Ok(Filter {
         is_public,
@@ -52,7 +60,15 @@ fn filter(pairs: &Pairs, ctx: &Context) -> Result<Filter, Error> {
     })
 }
 
-const QUERIES: &[&str] = &["limit", "marker", "is_public", "minRam", "minDisk", "sort_key", "sort_dir"];
+const QUERIES: &[&str] = &[
+    "limit",
+    "marker",
+    "is_public",
+    "minRam",
+    "minDisk",
+    "sort_key",
+    "sort_dir",
+];
 
 async fn list(app: &AppState, ctx: &Context, version: Microversion, pairs: &Pairs, detail: bool) -> Answer {
     known_queries(version, pairs, QUERIES)?;
@@ -60,11 +76,20 @@ async fn list(app: &AppState, ctx: &Context, version: Microversion, pairs: &Pair
     let limit = filter.limit;
     let found = flavors::list(&app.cloud, ctx, filter).await?;
     let links = Links::new(app);
-    let views: Vec<Value> = found.iter().map(|f| flavor_view(&links, version, f, detail)).collect();
+    let views: Vec<Value> = found
+        .iter()
+        .map(|f| flavor_view(&links, version, f, detail))
+        .collect();
     let mut body = json!({"flavors": views});
     let collection = if detail { "flavors/detail" } else { "flavors" };
     let last = found.last().map(|f| f.id.as_str());
-    links.next(&mut body, "flavors_links", collection, pairs, last.filter(|_| found.len() == limit));
+    links.next(
+        &mut body,
+        "flavors_links",
+        collection,
+        pairs,
+        last.filter(|_| found.len() == limit),
+    );
     ok(body)
 }
 
@@ -118,7 +143,10 @@ fn parse(body: &Value, version: Microversion) -> Result<Flavor, Error> {
         flavor.required(key)?;
     }
     let number = |key: &str, min: i64| -> Result<u64, Error> {
-        Ok(flavor.integer(key, min, MAX_INT)?.unwrap_or_default().unsigned_abs())
+        Ok(flavor
+            .integer(key, min, MAX_INT)?
+            .unwrap_or_default()
+            .unsigned_abs())
     };
     let id = match flavor.get("id").or(flavor.get("flavorid")) {
         None | Some(Value::Null) => None,
@@ -127,7 +155,11 @@ fn parse(body: &Value, version: Microversion) -> Result<Flavor, Error> {
             let id = string_of("flavor.id", value, 1, 255)?;
             let allowed = |c: char| c.is_ascii_alphanumeric() || " ._-".contains(c);
             if !id.chars().all(allowed) || id.trim() != id {
-                return Err(invalid("flavor.id", value, "It does not match '^[a-zA-Z0-9. _-]+$'"));
+                return Err(invalid(
+                    "flavor.id",
+                    value,
+                    "It does not match '^[a-zA-Z0-9. _-]+$'",
+                ));
             }
             // The CLI's word for "choose one".
             (id != "auto").then(|| id.to_owned())
@@ -136,14 +168,19 @@ fn parse(body: &Value, version: Microversion) -> Result<Flavor, Error> {
     let rxtx_factor = match flavor.get("rxtx_factor") {
         None => 1.0,
         Some(value) => {
-            let factor = value.as_f64().or_else(|| value.as_str().and_then(|t| t.parse().ok()));
+            let factor = value
+                .as_f64()
+                .or_else(|| value.as_str().and_then(|t| t.parse().ok()));
             factor
                 .filter(|f: &f64| f.is_finite() && *f > 0.0)
                 .ok_or_else(|| invalid("flavor.rxtx_factor", value, "It is not a number above 0"))?
         }
     };
     let description = if version >= Microversion::FLAVOR_DESCRIPTION {
-        flavor.nullable("description", 65_535)?.flatten().map(str::to_owned)
+        flavor
+            .nullable("description", 65_535)?
+            .flatten()
+            .map(str::to_owned)
     } else {
         None
     };
@@ -187,7 +224,10 @@ pub(super) async fn update(
     let flavor = Object::only(&body, "flavor")?;
     flavor.allow(&["description"])?;
     flavor.required("description")?;
-    let description = flavor.nullable("description", 65_535)?.flatten().map(str::to_owned);
+    let description = flavor
+        .nullable("description", 65_535)?
+        .flatten()
+        .map(str::to_owned);
     let flavor = flavors::update(&app.cloud, &ctx, &id, description).await?;
     ok(json!({"flavor": flavor_view(&Links::new(&app), version, &flavor, true)}))
 }
@@ -198,7 +238,10 @@ pub(super) async fn delete(State(app): State<AppState>, Auth(ctx): Auth, Path(id
 }
 
 fn access_view(id: &str, projects: &[String]) -> Value {
-    let list: Vec<Value> = projects.iter().map(|p| json!({"flavor_id": id, "tenant_id": p})).collect();
+    let list: Vec<Value> = projects
+        .iter()
+        .map(|p| json!({"flavor_id": id, "tenant_id": p}))
+        .collect();
     json!({"flavor_access": list})
 }
 
@@ -221,7 +264,12 @@ pub(super) async fn action(
     let (key, grant) = match (request.get("addTenantAccess"), request.get("removeTenantAccess")) {
         (Some(_), None) => ("addTenantAccess", true),
         (None, Some(_)) => ("removeTenantAccess", false),
-        _ => return Err(Error::BadRequest("One action is needed: addTenantAccess or removeTenantAccess.".into()).into()),
+        _ => {
+            return Err(Error::BadRequest(
+                "One action is needed: addTenantAccess or removeTenantAccess.".into(),
+            )
+            .into());
+        }
     };
     let action = Object::of(key, request.required(key)?)?;
     action.allow(&["tenant"])?;

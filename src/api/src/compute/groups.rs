@@ -39,7 +39,9 @@ pub(super) async fn index(
     pairs: Pairs,
 ) -> Answer {
     known_queries(version, &pairs, &["all_projects", "limit", "offset"])?;
-    let offset = pairs.number("offset")?.map_or(0, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    let offset = pairs
+        .number("offset")?
+        .map_or(0, |n| usize::try_from(n).unwrap_or(usize::MAX));
     let all = pairs.get("all_projects").is_some();
     let found = groups::list(&app.cloud, &ctx, all, offset, limit(&pairs)?).await?;
     let views: Vec<Value> = found.iter().map(|g| view(version, g)).collect();
@@ -83,7 +85,11 @@ fn parse(body: &Value, version: Microversion) -> Result<(String, Policy, Option<
     let value = group.required("policies")?;
     match value.as_array().map(Vec::as_slice) {
         Some([policy]) => Ok((name, policy_of("server_group.policies", policy)?, None)),
-        _ => Err(invalid("server_group.policies", value, "It is not a list of one policy")),
+        _ => Err(invalid(
+            "server_group.policies",
+            value,
+            "It is not a list of one policy",
+        )),
     }
 }
 

@@ -28,7 +28,8 @@ pub(super) async fn zones_detail(State(app): State<AppState>, Auth(ctx): Auth) -
     let mut zones: Map<String, Value> = Map::new();
     for service in hosts::services(&app.cloud, &ctx)? {
         let zone = zones.entry(service.zone).or_insert_with(|| json!({}));
-        zone[service.host][service.binary] = json!({"available": true, "active": true, "updated_at": now().naive()});
+        zone[service.host][service.binary] =
+            json!({"available": true, "active": true, "updated_at": now().naive()});
     }
     let list: Vec<Value> = zones
         .into_iter()
@@ -39,7 +40,11 @@ pub(super) async fn zones_detail(State(app): State<AppState>, Auth(ctx): Auth) -
 
 /// The id that this version shows: a UUID, or before 2.53 a number.
 fn shown_id(version: Microversion, id: uuid::Uuid, number: usize) -> Value {
-    if version >= Microversion::UUIDS { json!(id) } else { json!(number) }
+    if version >= Microversion::UUIDS {
+        json!(id)
+    } else {
+        json!(number)
+    }
 }
 
 fn view(version: Microversion, number: usize, node: &Hypervisor, detail: bool, servers: bool) -> Value {
@@ -62,14 +67,21 @@ fn view(version: Microversion, number: usize, node: &Hypervisor, detail: bool, s
             for (key, value) in use_of(std::slice::from_ref(node)) {
                 view[key] = value;
             }
-            view["cpu_info"] =
-                if version >= Microversion::CPU_INFO_OBJECT { json!({}) } else { json!("{}") };
+            view["cpu_info"] = if version >= Microversion::CPU_INFO_OBJECT {
+                json!({})
+            } else {
+                json!("{}")
+            };
         } else {
             view["uptime"] = Value::Null;
         }
     }
     if servers && (!node.servers.is_empty() || version >= Microversion::STRICT_QUERIES) {
-        let list: Vec<Value> = node.servers.iter().map(|(id, name)| json!({"uuid": id, "name": name})).collect();
+        let list: Vec<Value> = node
+            .servers
+            .iter()
+            .map(|(id, name)| json!({"uuid": id, "name": name}))
+            .collect();
         view["servers"] = json!(list);
     }
     view
@@ -83,7 +95,10 @@ fn use_of(nodes: &[Hypervisor]) -> Map<String, Value> {
     put("vcpus_used", sum(&|n| n.vcpus_used));
     put("memory_mb", sum(&|n| n.memory_mib));
     put("memory_mb_used", sum(&|n| n.memory_mib_used));
-    put("free_ram_mb", sum(&|n| n.memory_mib.saturating_sub(n.memory_mib_used)));
+    put(
+        "free_ram_mb",
+        sum(&|n| n.memory_mib.saturating_sub(n.memory_mib_used)),
+    );
     put("local_gb", sum(&|n| n.local_gib));
     put("local_gb_used", sum(&|n| n.local_gib.saturating_sub(n.free_gib)));
     put("free_disk_gb", sum(&|n| n.free_gib));
@@ -93,8 +108,18 @@ fn use_of(nodes: &[Hypervisor]) -> Map<String, Value> {
     map
 }
 
-async fn list(app: &AppState, ctx: &cloud::Context, version: Microversion, pairs: &Pairs, detail: bool) -> Answer {
-    known_queries(version, pairs, &["limit", "marker", "hypervisor_hostname_pattern", "with_servers"])?;
+async fn list(
+    app: &AppState,
+    ctx: &cloud::Context,
+    version: Microversion,
+    pairs: &Pairs,
+    detail: bool,
+) -> Answer {
+    known_queries(
+        version,
+        pairs,
+        &["limit", "marker", "hypervisor_hostname_pattern", "with_servers"],
+    )?;
     let nodes = hosts::hypervisors(&app.cloud, ctx).await?;
     let routed = version >= Microversion::UUIDS;
     let servers = routed && pairs.flag("with_servers")?.unwrap_or(false);
@@ -102,7 +127,11 @@ async fn list(app: &AppState, ctx: &cloud::Context, version: Microversion, pairs
     let mut views: Vec<(String, Value)> = Vec::new();
     for (index, node) in nodes.iter().enumerate() {
         if pattern.is_none_or(|pattern| node.hostname.contains(pattern)) {
-            let id = if routed { node.id.to_string() } else { (index + 1).to_string() };
+            let id = if routed {
+                node.id.to_string()
+            } else {
+                (index + 1).to_string()
+            };
             views.push((id, view(version, index + 1, node, detail, servers)));
         }
     }
@@ -157,7 +186,11 @@ pub(super) async fn hypervisor(
     ok(json!({"hypervisor": view(version, 1, &node, true, servers)}))
 }
 
-pub(super) async fn statistics(State(app): State<AppState>, Auth(ctx): Auth, version: Microversion) -> Answer {
+pub(super) async fn statistics(
+    State(app): State<AppState>,
+    Auth(ctx): Auth,
+    version: Microversion,
+) -> Answer {
     let nodes = hosts::hypervisors(&app.cloud, &ctx).await?;
     if version >= Microversion::HYPERVISOR_NO_USE {
         return Err(gone());

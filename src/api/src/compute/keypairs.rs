@@ -16,8 +16,7 @@ use crate::auth::Auth;
 use crate::body::{Json, Pairs};
 
 fn brief(version: Microversion, pair: &KeyPair) -> Value {
-    let mut view =
-        json!({"name": pair.name, "public_key": pair.public_key, "fingerprint": pair.fingerprint});
+    let mut view = json!({"name": pair.name, "public_key": pair.public_key, "fingerprint": pair.fingerprint});
     if version >= Microversion::KEY_TYPES {
         view["type"] = json!(pair.kind);
     }
@@ -37,12 +36,22 @@ pub(super) async fn index(
 ) -> Answer {
     known_queries(version, &pairs, &["user_id", "limit", "marker"])?;
     let paged = version >= Microversion::KEY_PAGES;
-    let (marker, limit) = if paged { (marker(&pairs), limit(&pairs)?) } else { (None, MAX_LIMIT) };
+    let (marker, limit) = if paged {
+        (marker(&pairs), limit(&pairs)?)
+    } else {
+        (None, MAX_LIMIT)
+    };
     let found = keypairs::list(&app.cloud, &ctx, user(version, &pairs), marker, limit).await?;
-    let views: Vec<Value> = found.iter().map(|p| json!({"keypair": brief(version, p)})).collect();
+    let views: Vec<Value> = found
+        .iter()
+        .map(|p| json!({"keypair": brief(version, p)}))
+        .collect();
     let mut body = json!({"keypairs": views});
     if paged {
-        let last = found.last().map(|p| p.name.as_str()).filter(|_| found.len() == limit);
+        let last = found
+            .last()
+            .map(|p| p.name.as_str())
+            .filter(|_| found.len() == limit);
         Links::new(&app).next(&mut body, "keypairs_links", "os-keypairs", &pairs, last);
     }
     ok(body)
@@ -76,7 +85,11 @@ pub(super) async fn delete(
 ) -> Answer {
     known_queries(version, &pairs, &["user_id"])?;
     keypairs::delete(&app.cloud, &ctx, user(version, &pairs), &name).await?;
-    empty(if version >= Microversion::KEY_TYPES { StatusCode::NO_CONTENT } else { StatusCode::ACCEPTED })
+    empty(if version >= Microversion::KEY_TYPES {
+        StatusCode::NO_CONTENT
+    } else {
+        StatusCode::ACCEPTED
+    })
 }
 
 fn parse(body: &Value, version: Microversion) -> Result<Create, Error> {
@@ -91,17 +104,25 @@ fn parse(body: &Value, version: Microversion) -> Result<Create, Error> {
     pair.allow(&known)?;
     let value = pair.required("name")?;
     let name = pair.name("name")?.unwrap_or_default();
-    let more = if version >= Microversion::NO_KEY_GENERATION { "@." } else { "" };
+    let more = if version >= Microversion::NO_KEY_GENERATION {
+        "@."
+    } else {
+        ""
+    };
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_- ".contains(c) || more.contains(c);
     if !name.chars().all(allowed) {
-        let why = format!("Keypair data is invalid: Keypair name contains unsafe characters beside [_- a-zA-Z0-9{more}]");
+        let why = format!(
+            "Keypair data is invalid: Keypair name contains unsafe characters beside [_- a-zA-Z0-9{more}]"
+        );
         return Err(invalid("keypair.name", value, &why));
     }
     if let Some(value) = pair.get("type") {
         match value.as_str() {
             Some("ssh") => {}
             Some("x509") => {
-                return Err(Error::BadRequest("Key pairs of type x509 are not available: use type ssh.".into()));
+                return Err(Error::BadRequest(
+                    "Key pairs of type x509 are not available: use type ssh.".into(),
+                ));
             }
             _ => return Err(invalid("keypair.type", value, "It is not one of ['ssh', 'x509']")),
         }
@@ -111,7 +132,11 @@ fn parse(body: &Value, version: Microversion) -> Result<Create, Error> {
         pair.required("public_key")?;
     }
     let user_id = pair.string("user_id", 1, 255)?.map(str::to_owned);
-    Ok(Create { name, public_key, user_id })
+    Ok(Create {
+        name,
+        public_key,
+        user_id,
+    })
 }
 
 pub(super) async fn create(
@@ -126,6 +151,10 @@ pub(super) async fn create(
     if let Some(private) = private {
         view["private_key"] = json!(private.as_str());
     }
-    let status = if version >= Microversion::KEY_TYPES { StatusCode::CREATED } else { StatusCode::OK };
+    let status = if version >= Microversion::KEY_TYPES {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
     Ok((status, Json(json!({"keypair": view}))).into_response())
 }

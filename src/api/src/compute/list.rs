@@ -110,7 +110,11 @@ fn sorts(pairs: &Pairs) -> Result<Vec<Sort>, Error> {
             descending = match direction {
                 "asc" => false,
                 "desc" => true,
-                _ => return Err(Error::BadRequest("Unknown sort direction, must be one of: asc, desc".into())),
+                _ => {
+                    return Err(Error::BadRequest(
+                        "Unknown sort direction, must be one of: asc, desc".into(),
+                    ));
+                }
             };
         }
         if let Some(key) = sort_key(name)? {
@@ -121,7 +125,10 @@ fn sorts(pairs: &Pairs) -> Result<Vec<Sort>, Error> {
         && let Some(direction) = directions.next()
     {
         let descending = direction != "asc";
-        sorts.push(Sort { key: SortKey::CreatedAt, descending });
+        sorts.push(Sort {
+            key: SortKey::CreatedAt,
+            descending,
+        });
     }
     Ok(sorts)
 }
@@ -135,20 +142,31 @@ fn regex(key: &str, text: &str) -> Result<Regex, Error> {
 }
 
 fn time(pairs: &Pairs, key: &str) -> Result<Option<Micros>, Error> {
-    let Some(text) = pairs.get(key) else { return Ok(None) };
+    let Some(text) = pairs.get(key) else {
+        return Ok(None);
+    };
     let time = Micros::parse(text);
     time.map(Some).ok_or_else(|| {
         let text: String = text.chars().take(64).collect();
-        Error::BadRequest(format!("Invalid input for query parameters {key}. Value: {text}. It is not a 'date-time'"))
+        Error::BadRequest(format!(
+            "Invalid input for query parameters {key}. Value: {text}. It is not a 'date-time'"
+        ))
     })
 }
 
 fn tag_filter(pairs: &Pairs) -> TagFilter {
     let list = |key: &str| {
         let tags = pairs.all(key).flat_map(|text| text.split(','));
-        tags.filter(|t| !t.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+        tags.filter(|t| !t.is_empty())
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
-    TagFilter { all: list("tags"), any: list("tags-any"), not_all: list("not-tags"), not_any: list("not-tags-any") }
+    TagFilter {
+        all: list("tags"),
+        any: list("tags-any"),
+        not_all: list("not-tags"),
+        not_any: list("not-tags-any"),
+    }
 }
 
 /// Reads the query; `None`: nothing can match.
@@ -171,7 +189,9 @@ pub(super) fn filter(version: Microversion, ctx: &Context, pairs: &Pairs) -> Res
         && let Some((key, _)) = pairs.0.iter().find(|(key, _)| !known(key))
     {
         let key: String = key.chars().take(64).collect();
-        return Err(Error::BadRequest(format!("Additional properties are not allowed ('{key}' was unexpected)")));
+        return Err(Error::BadRequest(format!(
+            "Additional properties are not allowed ('{key}' was unexpected)"
+        )));
     }
     // What a caller may not filter by is left out, as if it had not been asked for.
     let allowed = |key: &str| {
@@ -198,7 +218,9 @@ pub(super) fn filter(version: Microversion, ctx: &Context, pairs: &Pairs) -> Res
         },
         ip: pattern("ip")?,
         ip6: pattern("ip6")?,
-        image: text("image").or_else(|| text("image_ref")).map(|text| last_segment(&text)),
+        image: text("image")
+            .or_else(|| text("image_ref"))
+            .map(|text| last_segment(&text)),
         flavor: text("flavor").map(|text| last_segment(&text)),
         host: text("host").or_else(|| text("node")),
         key_name: text("key_name"),
@@ -231,8 +253,9 @@ pub(super) fn filter(version: Microversion, ctx: &Context, pairs: &Pairs) -> Res
     }
     if let Some(text) = get("power_state") {
         let state = text.parse();
-        filter.power_state =
-            Some(state.map_err(|_| Error::BadRequest(format!("Invalid power_state {text:?}: a number is.")))?);
+        filter.power_state = Some(
+            state.map_err(|_| Error::BadRequest(format!("Invalid power_state {text:?}: a number is.")))?,
+        );
     }
     scope(&mut filter, ctx, pairs)?;
     if admin && pairs.flag("deleted")? == Some(true) {
@@ -247,7 +270,10 @@ fn last_segment(text: &str) -> String {
 
 /// Which projects' servers are meant.
 fn scope(filter: &mut Filter, ctx: &Context, pairs: &Pairs) -> Result<(), Error> {
-    let project = pairs.get("project_id").or(pairs.get("tenant_id")).filter(|_| ctx.is_admin());
+    let project = pairs
+        .get("project_id")
+        .or(pairs.get("tenant_id"))
+        .filter(|_| ctx.is_admin());
     filter.all_projects = match pairs.get("all_tenants") {
         // Present without a value means yes.
         Some("") => true,
@@ -272,7 +298,11 @@ fn states<'a>(
     pairs: &'a Pairs,
     get: &dyn Fn(&str) -> Option<&'a str>,
 ) -> Result<Option<Filter>, Error> {
-    let asked: Vec<String> = pairs.all("status").map(str::to_uppercase).filter(|s| !s.is_empty()).collect();
+    let asked: Vec<String> = pairs
+        .all("status")
+        .map(str::to_uppercase)
+        .filter(|s| !s.is_empty())
+        .collect();
     for status in &asked {
         if !STATUSES.contains(&status.as_str()) {
             if version >= Microversion::STATUS_CHECK {
@@ -282,7 +312,9 @@ fn states<'a>(
         }
         if status == "DELETED" {
             if !ctx.is_admin() {
-                return Err(Error::Forbidden("Only administrators may list deleted instances".into()));
+                return Err(Error::Forbidden(
+                    "Only administrators may list deleted instances".into(),
+                ));
             }
             filter.deleted = true;
         }
@@ -292,11 +324,15 @@ fn states<'a>(
         return Ok(None);
     }
     if let Some(text) = get("vm_state") {
-        let Some(state) = VmState::parse(text) else { return Ok(None) };
+        let Some(state) = VmState::parse(text) else {
+            return Ok(None);
+        };
         filter.vm_states.push(state);
     }
     if let Some(text) = get("task_state") {
-        let Some(state) = Task::parse(text) else { return Ok(None) };
+        let Some(state) = Task::parse(text) else {
+            return Ok(None);
+        };
         filter.task_states.push(state);
     }
     Ok(Some(filter))

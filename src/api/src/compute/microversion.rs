@@ -154,7 +154,9 @@ impl Microversion {
             }
         }
         if asked.is_none() {
-            let old = headers.get(OLD).map(|v| v.to_str().unwrap_or("?").trim().to_owned());
+            let old = headers
+                .get(OLD)
+                .map(|v| v.to_str().unwrap_or("?").trim().to_owned());
             asked = old;
         }
         match asked {
@@ -170,9 +172,15 @@ impl Microversion {
         let digits = |t: &str| {
             let right = !t.is_empty() && t.len() <= 4 && t.bytes().all(|b| b.is_ascii_digit());
             // No leading zeros, as in Nova.
-            if right && (t == "0" || !t.starts_with('0')) { t.parse::<u16>().ok() } else { None }
+            if right && (t == "0" || !t.starts_with('0')) {
+                t.parse::<u16>().ok()
+            } else {
+                None
+            }
         };
-        let parts = text.split_once('.').and_then(|(major, minor)| Some((digits(major)?, digits(minor)?)));
+        let parts = text
+            .split_once('.')
+            .and_then(|(major, minor)| Some((digits(major)?, digits(minor)?)));
         match parts {
             None => Err(Wrong::Malformed(text.chars().take(64).collect())),
             Some((2, minor)) if (MIN.0..=MAX.0).contains(&minor) => Ok(Microversion(minor)),
@@ -197,7 +205,10 @@ pub(super) async fn negotiate(mut request: Request, next: Next) -> Response {
             let message = format!(
                 "API Version String '{text}' is of invalid format. Must be of format MajorNum.MinorNum."
             );
-            (None, Fault::http(Service::Compute, StatusCode::BAD_REQUEST, message).into_response())
+            (
+                None,
+                Fault::http(Service::Compute, StatusCode::BAD_REQUEST, message).into_response(),
+            )
         }
         Err(Wrong::OutOfRange(text)) => {
             let message = format!(
@@ -205,7 +216,10 @@ pub(super) async fn negotiate(mut request: Request, next: Next) -> Response {
                 MIN.text(),
                 MAX.text()
             );
-            (None, Fault::http(Service::Compute, StatusCode::NOT_ACCEPTABLE, message).into_response())
+            (
+                None,
+                Fault::http(Service::Compute, StatusCode::NOT_ACCEPTABLE, message).into_response(),
+            )
         }
     };
     let headers = response.headers_mut();
@@ -217,7 +231,10 @@ pub(super) async fn negotiate(mut request: Request, next: Next) -> Response {
             headers.insert(OLD, value);
         }
     }
-    headers.append(header::VARY, HeaderValue::from_static("OpenStack-API-Version, X-OpenStack-Nova-API-Version"));
+    headers.append(
+        header::VARY,
+        HeaderValue::from_static("OpenStack-API-Version, X-OpenStack-Nova-API-Version"),
+    );
     if let Some(value) = id.and_then(|id| HeaderValue::from_str(&id).ok()) {
         headers.insert("x-compute-request-id", value);
     }
@@ -239,10 +256,12 @@ mod tests {
     fn of(name: HeaderName, value: &'static str) -> Result<u16, u16> {
         let mut headers = HeaderMap::new();
         headers.insert(name, HeaderValue::from_static(value));
-        Microversion::of_headers(&headers).map(|v| v.0).map_err(|e| match e {
-            Wrong::Malformed(_) => 400,
-            Wrong::OutOfRange(_) => 406,
-        })
+        Microversion::of_headers(&headers)
+            .map(|v| v.0)
+            .map_err(|e| match e {
+                Wrong::Malformed(_) => 400,
+                Wrong::OutOfRange(_) => 406,
+            })
     }
 
     #[test]
@@ -255,14 +274,28 @@ mod tests {
         assert_eq!(of(NEW, "compute 2.97"), Err(406));
         assert_eq!(of(NEW, "compute 2.0"), Err(406));
         assert_eq!(of(NEW, "compute 3.1"), Err(406));
-        for text in ["compute 2", "compute 2.x", "compute 2.01", "compute -2.1", "compute 2.1.1", "compute"] {
+        for text in [
+            "compute 2",
+            "compute 2.x",
+            "compute 2.01",
+            "compute -2.1",
+            "compute 2.1.1",
+            "compute",
+        ] {
             assert_eq!(of(NEW, text), Err(400), "{text}");
         }
     }
 
     #[test]
     fn the_table_is_in_order_and_within_what_is_advertised() {
-        assert!(CHANGES.windows(2).all(|pair| pair[0].1 < pair[1].1), "{CHANGES:?}");
-        assert!(CHANGES.iter().all(|(_, minor)| (MIN.0 + 1..=MAX.0).contains(minor)));
+        assert!(
+            CHANGES.windows(2).all(|pair| pair[0].1 < pair[1].1),
+            "{CHANGES:?}"
+        );
+        assert!(
+            CHANGES
+                .iter()
+                .all(|(_, minor)| (MIN.0 + 1..=MAX.0).contains(minor))
+        );
     }
 }

@@ -53,7 +53,11 @@ impl IntoResponse for Failure {
 
 /// 404, as Nova answers endpoints that a version does not have.
 fn gone() -> Failure {
-    Failure(Fault::http(Service::Compute, StatusCode::NOT_FOUND, "The resource could not be found."))
+    Failure(Fault::http(
+        Service::Compute,
+        StatusCode::NOT_FOUND,
+        "The resource could not be found.",
+    ))
 }
 
 /// 200 and JSON.
@@ -83,7 +87,9 @@ fn known_queries(version: Microversion, pairs: &Pairs, known: &[&str]) -> Result
 /// `limit`: at most [`MAX_LIMIT`], also where nothing was said.
 fn limit(pairs: &Pairs) -> Result<usize, cloud::Error> {
     let number = pairs.number("limit")?;
-    Ok(number.map_or(MAX_LIMIT, |n| usize::try_from(n).unwrap_or(MAX_LIMIT).min(MAX_LIMIT)))
+    Ok(number.map_or(MAX_LIMIT, |n| {
+        usize::try_from(n).unwrap_or(MAX_LIMIT).min(MAX_LIMIT)
+    }))
 }
 
 /// `marker`, if it is not empty.
@@ -98,42 +104,77 @@ pub fn router() -> Router<AppState> {
         .route("/extensions/{alias}", get(versions::extension))
         .route("/flavors", get(flavors::index).post(flavors::create))
         .route("/flavors/detail", get(flavors::detail))
-        .route("/flavors/{id}", get(flavors::show).put(flavors::update).delete(flavors::delete))
+        .route(
+            "/flavors/{id}",
+            get(flavors::show).put(flavors::update).delete(flavors::delete),
+        )
         .route("/flavors/{id}/action", post(flavors::action))
         .route("/flavors/{id}/os-flavor-access", get(flavors::access))
-        .route("/flavors/{id}/os-extra_specs", get(flavors::specs).post(flavors::set_specs))
+        .route(
+            "/flavors/{id}/os-extra_specs",
+            get(flavors::specs).post(flavors::set_specs),
+        )
         .route(
             "/flavors/{id}/os-extra_specs/{key}",
-            get(flavors::spec).put(flavors::set_spec).delete(flavors::unset_spec),
+            get(flavors::spec)
+                .put(flavors::set_spec)
+                .delete(flavors::unset_spec),
         )
         .route("/os-keypairs", get(keypairs::index).post(keypairs::create))
-        .route("/os-keypairs/{name}", get(keypairs::show).delete(keypairs::delete))
+        .route(
+            "/os-keypairs/{name}",
+            get(keypairs::show).delete(keypairs::delete),
+        )
         .route("/servers", get(servers::index).post(servers::create))
         .route("/servers/detail", get(servers::detail))
-        .route("/servers/{id}", get(servers::show).put(servers::update).delete(servers::delete))
+        .route(
+            "/servers/{id}",
+            get(servers::show).put(servers::update).delete(servers::delete),
+        )
         .route("/servers/{id}/action", post(actions::act))
         .route(
             "/servers/{id}/metadata",
-            get(parts::metadata).post(parts::merge_metadata).put(parts::replace_metadata),
+            get(parts::metadata)
+                .post(parts::merge_metadata)
+                .put(parts::replace_metadata),
         )
         .route(
             "/servers/{id}/metadata/{key}",
-            get(parts::metadata_item).put(parts::set_metadata_item).delete(parts::remove_metadata_item),
+            get(parts::metadata_item)
+                .put(parts::set_metadata_item)
+                .delete(parts::remove_metadata_item),
         )
-        .route("/servers/{id}/tags", get(parts::tags).put(parts::replace_tags).delete(parts::remove_tags))
+        .route(
+            "/servers/{id}/tags",
+            get(parts::tags)
+                .put(parts::replace_tags)
+                .delete(parts::remove_tags),
+        )
         .route(
             "/servers/{id}/tags/{tag}",
             get(parts::has_tag).put(parts::add_tag).delete(parts::remove_tag),
         )
         .route("/servers/{id}/ips", get(parts::ips))
         .route("/servers/{id}/ips/{network}", get(parts::ips_of_network))
-        .route("/servers/{id}/os-interface", get(parts::interfaces).post(parts::attach))
-        .route("/servers/{id}/os-interface/{port}", get(parts::interface).delete(parts::detach))
+        .route(
+            "/servers/{id}/os-interface",
+            get(parts::interfaces).post(parts::attach),
+        )
+        .route(
+            "/servers/{id}/os-interface/{port}",
+            get(parts::interface).delete(parts::detach),
+        )
         .route("/servers/{id}/os-security-groups", get(parts::security_groups))
-        .route("/servers/{id}/os-volume_attachments", get(parts::volumes).post(parts::attach))
+        .route(
+            "/servers/{id}/os-volume_attachments",
+            get(parts::volumes).post(parts::attach),
+        )
         .route("/servers/{id}/os-volume_attachments/{volume}", get(parts::volume))
         .route("/servers/{id}/os-instance-actions", get(parts::history))
-        .route("/servers/{id}/os-instance-actions/{request}", get(parts::history_entry))
+        .route(
+            "/servers/{id}/os-instance-actions/{request}",
+            get(parts::history_entry),
+        )
         .route("/servers/{id}/diagnostics", get(parts::diagnostics))
         .route("/os-server-groups", get(groups::index).post(groups::create))
         .route("/os-server-groups/{id}", get(groups::show).delete(groups::delete))
@@ -150,7 +191,10 @@ pub fn router() -> Router<AppState> {
         .route("/os-aggregates", get(hosts::aggregates))
         .route("/os-migrations", get(hosts::migrations))
         .route("/limits", get(quotas::limits))
-        .route("/os-quota-sets/{project}", get(quotas::show).put(quotas::update).delete(quotas::reset))
+        .route(
+            "/os-quota-sets/{project}",
+            get(quotas::show).put(quotas::update).delete(quotas::reset),
+        )
         .route("/os-quota-sets/{project}/defaults", get(quotas::defaults))
         .route("/os-quota-sets/{project}/detail", get(quotas::detail))
         .route("/os-simple-tenant-usage", get(quotas::usage_list))

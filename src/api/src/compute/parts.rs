@@ -98,7 +98,11 @@ pub(super) async fn remove_metadata_item(
 }
 
 fn with_tags(version: Microversion) -> Result<(), Failure> {
-    if version < Microversion::TAGS { Err(gone()) } else { Ok(()) }
+    if version < Microversion::TAGS {
+        Err(gone())
+    } else {
+        Ok(())
+    }
 }
 
 pub(super) async fn tags(
@@ -124,7 +128,9 @@ pub(super) async fn replace_tags(
     request.allow(&["tags"])?;
     request.required("tags")?;
     let tags = request.array("tags")?.into_iter().flatten();
-    let tags = tags.map(|tag| tag_of("tags", tag)).collect::<Result<Vec<_>, _>>()?;
+    let tags = tags
+        .map(|tag| tag_of("tags", tag))
+        .collect::<Result<Vec<_>, _>>()?;
     let (tags, _) = servers::change_tags(&app.cloud, &ctx, &id, TagChange::Replace(tags)).await?;
     ok(json!({"tags": tags}))
 }
@@ -211,8 +217,11 @@ pub(super) async fn ips_of_network(
 }
 
 fn interface_view(version: Microversion, interface: &Interface) -> Value {
-    let ips: Vec<Value> =
-        interface.fixed_ips.iter().map(|(subnet, ip)| json!({"subnet_id": subnet, "ip_address": ip})).collect();
+    let ips: Vec<Value> = interface
+        .fixed_ips
+        .iter()
+        .map(|(subnet, ip)| json!({"subnet_id": subnet, "ip_address": ip}))
+        .collect();
     let mut view = json!({
         "port_id": interface.port,
         "net_id": interface.network,
@@ -262,7 +271,8 @@ pub(super) async fn attach(State(app): State<AppState>, Auth(ctx): Auth, Path(id
     ctx.require("servers", "action")?;
     servers::show(&app.cloud, &ctx, &id).await?;
     Err(Error::BadRequest(
-        "Interfaces and volumes cannot be attached to a server here: name them when the server is made.".into(),
+        "Interfaces and volumes cannot be attached to a server here: name them when the server is made."
+            .into(),
     )
     .into())
 }
@@ -277,7 +287,11 @@ pub(super) async fn detach(
     Err(Error::BadRequest("Interfaces cannot be detached from a server here.".into()).into())
 }
 
-pub(super) async fn security_groups(State(app): State<AppState>, Auth(ctx): Auth, Path(id): Path<String>) -> Answer {
+pub(super) async fn security_groups(
+    State(app): State<AppState>,
+    Auth(ctx): Auth,
+    Path(id): Path<String>,
+) -> Answer {
     let groups = servers::security_groups(&app.cloud, &ctx, &id).await?;
     ok(json!({"security_groups": groups}))
 }
@@ -323,15 +337,24 @@ pub(super) async fn history(
     Path(id): Path<String>,
     pairs: Pairs,
 ) -> Answer {
-    known_queries(version, &pairs, &["limit", "marker", "changes-since", "changes-before"])?;
+    known_queries(
+        version,
+        &pairs,
+        &["limit", "marker", "changes-since", "changes-before"],
+    )?;
     let paged = version >= Microversion::ACTION_PAGES;
-    let mut page = Page { limit: MAX_LIMIT, ..Page::default() };
+    let mut page = Page {
+        limit: MAX_LIMIT,
+        ..Page::default()
+    };
     if paged {
         let time = |key: &str| match pairs.get(key) {
             None => Ok(None),
             Some(text) => match Micros::parse(text) {
                 Some(time) => Ok(Some(time)),
-                None => Err(Error::BadRequest(format!("Invalid input for query parameters {key}: not a 'date-time'"))),
+                None => Err(Error::BadRequest(format!(
+                    "Invalid input for query parameters {key}: not a 'date-time'"
+                ))),
             },
         };
         page.limit = limit(&pairs)?;
@@ -347,7 +370,10 @@ pub(super) async fn history(
     let views: Vec<Value> = entries.iter().map(|e| entry_view(version, &id, e)).collect();
     let mut body = json!({"instanceActions": views});
     if paged {
-        let last = entries.last().map(|e| e.request_id.as_str()).filter(|_| entries.len() == limit);
+        let last = entries
+            .last()
+            .map(|e| e.request_id.as_str())
+            .filter(|_| entries.len() == limit);
         let collection = format!("servers/{id}/os-instance-actions");
         Links::new(&app).next(&mut body, "links", &collection, &pairs, last);
     }

@@ -19,8 +19,12 @@ use crate::auth::Auth;
 use crate::body::{Json, Pairs};
 
 /// What Nova before 2.36 tells of networks; Neutron's quotas are the ones that count.
-const NETWORK_PROXIES: [(&str, i64); 4] =
-    [("fixed_ips", -1), ("floating_ips", -1), ("security_groups", -1), ("security_group_rules", -1)];
+const NETWORK_PROXIES: [(&str, i64); 4] = [
+    ("fixed_ips", -1),
+    ("floating_ips", -1),
+    ("security_groups", -1),
+    ("security_group_rules", -1),
+];
 
 fn injected(resource: Resource) -> bool {
     matches!(
@@ -64,7 +68,11 @@ pub(super) async fn limits(
         }
     }
     if version < Microversion::NO_NETWORK_PROXIES {
-        for key in ["maxTotalFloatingIps", "maxSecurityGroups", "maxSecurityGroupRules"] {
+        for key in [
+            "maxTotalFloatingIps",
+            "maxSecurityGroups",
+            "maxSecurityGroupRules",
+        ] {
             put(key, -1);
         }
         for key in ["totalFloatingIpsUsed", "totalSecurityGroupsUsed"] {
@@ -129,8 +137,18 @@ pub(super) async fn detail(
 
 pub(super) async fn defaults(Auth(ctx): Auth, version: Microversion, Path(project): Path<String>) -> Answer {
     ctx.require("quota_sets", "defaults")?;
-    let quotas =
-        Resource::ALL.into_iter().map(|r| (r, Quota { limit: r.default_limit(), in_use: 0 })).collect();
+    let quotas = Resource::ALL
+        .into_iter()
+        .map(|r| {
+            (
+                r,
+                Quota {
+                    limit: r.default_limit(),
+                    in_use: 0,
+                },
+            )
+        })
+        .collect();
     ok(set_view(version, Some(&project), &quotas, plain))
 }
 
@@ -138,7 +156,12 @@ fn parse(body: &Value, version: Microversion) -> Result<(BTreeMap<Resource, i64>
     let set = Object::only(body, "quota_set")?;
     let mut limits = BTreeMap::new();
     let mut force = false;
-    for (key, value) in body.get("quota_set").and_then(Value::as_object).into_iter().flatten() {
+    for (key, value) in body
+        .get("quota_set")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
         let field = set.path(key);
         let proxy = NETWORK_PROXIES.iter().any(|(name, _)| name == key);
         match Resource::of_name(key) {
@@ -170,7 +193,11 @@ pub(super) async fn update(
     ok(set_view(version, None, &quotas, plain))
 }
 
-pub(super) async fn reset(State(app): State<AppState>, Auth(ctx): Auth, Path(project): Path<String>) -> Answer {
+pub(super) async fn reset(
+    State(app): State<AppState>,
+    Auth(ctx): Auth,
+    Path(project): Path<String>,
+) -> Answer {
     quotas::reset(&app.cloud, &ctx, &project).await?;
     empty(StatusCode::ACCEPTED)
 }
@@ -219,7 +246,9 @@ fn period(pairs: &Pairs) -> Result<(Micros, Micros), Error> {
     let end = time("end", now)?;
     let start = time("start", Micros(now.0 - 28 * 24 * 3_600_000_000))?;
     if end < start {
-        return Err(Error::BadRequest("Invalid start time. The start time cannot occur after the end time.".into()));
+        return Err(Error::BadRequest(
+            "Invalid start time. The start time cannot occur after the end time.".into(),
+        ));
     }
     Ok((start, end))
 }
@@ -233,7 +262,14 @@ async fn page_of(
     version: Microversion,
     pairs: &Pairs,
     project: Option<&str>,
-) -> Result<(BTreeMap<String, Vec<ServerUsage>>, Option<String>, (Micros, Micros)), super::Failure> {
+) -> Result<
+    (
+        BTreeMap<String, Vec<ServerUsage>>,
+        Option<String>,
+        (Micros, Micros),
+    ),
+    super::Failure,
+> {
     known_queries(version, pairs, USAGE_QUERIES)?;
     let period = period(pairs)?;
     let all = usage::usage(&app.cloud, ctx, project, period.0, period.1).await?;
@@ -248,7 +284,10 @@ async fn page_of(
         list.drain(..=at);
     }
     list.truncate(limit);
-    let last = list.last().map(|u| u.id.to_string()).filter(|_| list.len() == limit);
+    let last = list
+        .last()
+        .map(|u| u.id.to_string())
+        .filter(|_| list.len() == limit);
     let mut page: BTreeMap<String, Vec<ServerUsage>> = BTreeMap::new();
     for usage in list {
         page.entry(usage.project_id.clone()).or_default().push(usage);
@@ -264,10 +303,19 @@ pub(super) async fn usage_list(
 ) -> Answer {
     let (page, last, period) = page_of(&app, &ctx, version, &pairs, None).await?;
     let detailed = pairs.get("detailed") == Some("1");
-    let views: Vec<Value> = page.iter().map(|(id, u)| summary(id, u, period, detailed)).collect();
+    let views: Vec<Value> = page
+        .iter()
+        .map(|(id, u)| summary(id, u, period, detailed))
+        .collect();
     let mut body = json!({"tenant_usages": views});
     let links = Links::new(&app);
-    links.next(&mut body, "tenant_usages_links", "os-simple-tenant-usage", &pairs, last.as_deref());
+    links.next(
+        &mut body,
+        "tenant_usages_links",
+        "os-simple-tenant-usage",
+        &pairs,
+        last.as_deref(),
+    );
     ok(body)
 }
 
@@ -285,6 +333,12 @@ pub(super) async fn usage(
     };
     let mut body = json!({"tenant_usage": view});
     let collection = format!("os-simple-tenant-usage/{project}");
-    Links::new(&app).next(&mut body, "tenant_usage_links", &collection, &pairs, last.as_deref());
+    Links::new(&app).next(
+        &mut body,
+        "tenant_usage_links",
+        &collection,
+        &pairs,
+        last.as_deref(),
+    );
     ok(body)
 }

@@ -38,7 +38,10 @@ async fn list(app: &AppState, ctx: &Context, version: Microversion, pairs: &Pair
         .collect();
     let mut body = json!({"servers": views});
     let collection = if detail { "servers/detail" } else { "servers" };
-    let last = found.last().map(|d| d.server.id.to_string()).filter(|_| found.len() == limit);
+    let last = found
+        .last()
+        .map(|d| d.server.id.to_string())
+        .filter(|_| found.len() == limit);
     links.next(&mut body, "servers_links", collection, pairs, last.as_deref());
     ok(body)
 }
@@ -89,9 +92,17 @@ pub(super) async fn create(
         let body = json!({"reservation_id": created.reservation_id});
         return Ok((StatusCode::ACCEPTED, Json(body)).into_response());
     }
-    let id = created.servers.first().map(ToString::to_string).unwrap_or_default();
+    let id = created
+        .servers
+        .first()
+        .map(ToString::to_string)
+        .unwrap_or_default();
     let links = Links::new(&app);
-    let mut groups: Vec<Value> = created.security_groups.iter().map(|name| json!({"name": name})).collect();
+    let mut groups: Vec<Value> = created
+        .security_groups
+        .iter()
+        .map(|name| json!({"name": name}))
+        .collect();
     if groups.is_empty() {
         groups.push(json!({"name": "default"}));
     }
@@ -148,7 +159,8 @@ pub(super) async fn update(
         // Before 2.75 the answer has the attributes of Nova's first days alone.
         fields.retain(|key, _| {
             let extended = key.contains(':') && key != "OS-DCF:diskConfig";
-            !extended && !["config_drive", "key_name", "security_groups", "host_status"].contains(&key.as_str())
+            !extended
+                && !["config_drive", "key_name", "security_groups", "host_status"].contains(&key.as_str())
         });
     }
     ok(json!({"server": view}))

@@ -19,7 +19,9 @@ pub(super) struct Links {
 
 impl Links {
     pub(super) fn new(app: &AppState) -> Self {
-        Links { public_url: app.cloud.config.public_url.clone() }
+        Links {
+            public_url: app.cloud.config.public_url.clone(),
+        }
     }
 
     /// `self` of a thing.
@@ -37,7 +39,14 @@ impl Links {
     }
 
     /// Adds the link to the next page, after `last`.
-    pub(super) fn next(&self, body: &mut Value, key: &str, collection: &str, pairs: &Pairs, last: Option<&str>) {
+    pub(super) fn next(
+        &self,
+        body: &mut Value,
+        key: &str,
+        collection: &str,
+        pairs: &Pairs,
+        last: Option<&str>,
+    ) {
         if let Some(last) = last {
             let path = format!("{}/compute/v2.1/{collection}", self.public_url);
             body[key] = json!([{"rel": "next", "href": next_link(&path, pairs, last)}]);
@@ -58,7 +67,11 @@ pub(super) fn flavor_view(links: &Links, version: Microversion, flavor: &Flavor,
     if !detail {
         return view;
     }
-    let swap = if flavor.swap == 0 && version < Microversion::STRICT_QUERIES { json!("") } else { json!(flavor.swap) };
+    let swap = if flavor.swap == 0 && version < Microversion::STRICT_QUERIES {
+        json!("")
+    } else {
+        json!(flavor.swap)
+    };
     view["ram"] = json!(flavor.ram);
     view["disk"] = json!(flavor.disk);
     view["vcpus"] = json!(flavor.vcpus);
@@ -89,7 +102,9 @@ pub(super) fn addresses_view(addresses: &[Address], extended: bool) -> Value {
             view["OS-EXT-IPS:type"] = json!(if address.floating { "floating" } else { "fixed" });
             view["OS-EXT-IPS-MAC:mac_addr"] = json!(address.mac);
         }
-        let list = networks.entry(address.network.clone()).or_insert_with(|| json!([]));
+        let list = networks
+            .entry(address.network.clone())
+            .or_insert_with(|| json!([]));
         if let Some(list) = list.as_array_mut() {
             list.push(view);
         }
@@ -124,7 +139,11 @@ pub(super) fn server_view(
     let id = server.id.to_string();
     let status = server.status();
     // Nova hides addresses while a server is built.
-    let addresses = if status == "BUILD" { &[][..] } else { &details.addresses };
+    let addresses = if status == "BUILD" {
+        &[][..]
+    } else {
+        &details.addresses
+    };
     let mut view = json!({
         "id": id,
         "name": server.name,
@@ -159,21 +178,28 @@ pub(super) fn server_view(
         None => json!(""),
     };
     if !details.security_groups.is_empty() {
-        let names: Vec<Value> = details.security_groups.iter().map(|name| json!({"name": name})).collect();
+        let names: Vec<Value> = details
+            .security_groups
+            .iter()
+            .map(|name| json!({"name": name}))
+            .collect();
         view["security_groups"] = json!(names);
     }
     if matches!(status, "ERROR" | "DELETED")
         && let Some(fault) = &server.fault
     {
-        let mut shown =
-            json!({"code": fault.code, "created": fault.created.iso(), "message": fault.message});
+        let mut shown = json!({"code": fault.code, "created": fault.created.iso(), "message": fault.message});
         if let (Some(text), true) = (&fault.details, ctx.is_admin()) {
             shown["details"] = json!(text);
         }
         view["fault"] = shown;
     }
     if matches!(status, "ACTIVE" | "BUILD") {
-        view["progress"] = json!(if server.power_state == Power::Running { 100 } else { 0 });
+        view["progress"] = json!(if server.power_state == Power::Running {
+            100
+        } else {
+            0
+        });
     }
     if ctx.is_admin() {
         admin_attributes(&mut view, version, details);

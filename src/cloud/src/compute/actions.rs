@@ -84,12 +84,21 @@ impl Action {
                 vm.as_str()
             )));
         }
-        let Some(task) = server.task_state else { return Ok(()) };
+        let Some(task) = server.task_state else {
+            return Ok(());
+        };
         let allowed = match self {
             Action::Reboot { hard: true } => {
-                matches!(task, Rebooting | RebootStarted | RebootingHard | RebootStartedHard | Pausing | Unpausing)
+                matches!(
+                    task,
+                    Rebooting | RebootStarted | RebootingHard | RebootStartedHard | Pausing | Unpausing
+                )
             }
-            Action::Start | Action::Stop | Action::Reboot { hard: false } | Action::Pause | Action::Unpause => false,
+            Action::Start
+            | Action::Stop
+            | Action::Reboot { hard: false }
+            | Action::Pause
+            | Action::Unpause => false,
             _ => true,
         };
         if allowed {
@@ -114,11 +123,19 @@ pub async fn act(cloud: &Cloud, ctx: &Context, id: &str, action: Action) -> Resu
     ctx.require("servers", rule)?;
     let (ctx, id) = (ctx.clone(), id.to_owned());
     let actor = ctx.user_id.clone();
-    cloud.store.write(&actor, move |conn| apply(conn, &ctx, find(conn, &ctx, &id)?, &action)).await
+    cloud
+        .store
+        .write(&actor, move |conn| {
+            apply(conn, &ctx, find(conn, &ctx, &id)?, &action)
+        })
+        .await
 }
 
 fn apply(conn: &Connection, ctx: &Context, mut server: Server, action: &Action) -> Result<()> {
-    let unlocks = matches!(action, Action::Unlock | Action::Lock { .. } | Action::ResetState { .. });
+    let unlocks = matches!(
+        action,
+        Action::Unlock | Action::Lock { .. } | Action::ResetState { .. }
+    );
     if server.locked_by.is_some() && !unlocks {
         super::servers::check_lock(ctx, &server)?;
     }
@@ -131,18 +148,48 @@ fn apply(conn: &Connection, ctx: &Context, mut server: Server, action: &Action) 
         record(conn, ctx, &server, (name, event), false)
     };
     match action {
-        Action::Start => ask(Wanted::Active, Task::PoweringOn, "start", "compute_start_instance")?,
-        Action::Stop => ask(Wanted::Stopped, Task::PoweringOff, "stop", "compute_stop_instance")?,
+        Action::Start => ask(
+            Wanted::Active,
+            Task::PoweringOn,
+            "start",
+            "compute_start_instance",
+        )?,
+        Action::Stop => ask(
+            Wanted::Stopped,
+            Task::PoweringOff,
+            "stop",
+            "compute_stop_instance",
+        )?,
         Action::Reboot { hard: false } => {
-            ask(Wanted::Active, Task::Rebooting, "reboot", "compute_reboot_instance")?;
+            ask(
+                Wanted::Active,
+                Task::Rebooting,
+                "reboot",
+                "compute_reboot_instance",
+            )?;
         }
         Action::Reboot { hard: true } => {
-            ask(Wanted::Active, Task::RebootingHard, "reboot", "compute_reboot_instance")?;
+            ask(
+                Wanted::Active,
+                Task::RebootingHard,
+                "reboot",
+                "compute_reboot_instance",
+            )?;
         }
         Action::Pause => ask(Wanted::Paused, Task::Pausing, "pause", "compute_pause_instance")?,
-        Action::Unpause => ask(Wanted::Active, Task::Unpausing, "unpause", "compute_unpause_instance")?,
+        Action::Unpause => ask(
+            Wanted::Active,
+            Task::Unpausing,
+            "unpause",
+            "compute_unpause_instance",
+        )?,
         Action::Delete if deleting => return Ok(()),
-        Action::Delete => ask(Wanted::Deleted, Task::Deleting, "delete", "compute_terminate_instance")?,
+        Action::Delete => ask(
+            Wanted::Deleted,
+            Task::Deleting,
+            "delete",
+            "compute_terminate_instance",
+        )?,
         Action::Lock { reason } => {
             let owns = ctx.project().is_ok_and(|p| p == server.project_id);
             server.locked_by = Some(if owns { LockedBy::Owner } else { LockedBy::Admin });
@@ -246,7 +293,13 @@ fn historic(conn: &Connection, ctx: &Context, id: &str, deleted_too: bool) -> Re
 }
 
 /// A server's history, latest first.
-pub async fn history(cloud: &Cloud, ctx: &Context, id: &str, deleted_too: bool, page: Page) -> Result<Vec<Entry>> {
+pub async fn history(
+    cloud: &Cloud,
+    ctx: &Context,
+    id: &str,
+    deleted_too: bool,
+    page: Page,
+) -> Result<Vec<Entry>> {
     ctx.require("server_actions", "list")?;
     let (ctx, id) = (ctx.clone(), id.to_owned());
     cloud
@@ -289,9 +342,14 @@ pub async fn history_entry(
             let mut query = conn.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM compute_actions WHERE server_id = ?1 AND request_id = ?2"
             ))?;
-            let entry = query.query_row(params![server.id.to_string(), request_id], of_row).optional()?;
+            let entry = query
+                .query_row(params![server.id.to_string(), request_id], of_row)
+                .optional()?;
             entry.ok_or_else(|| {
-                super::missing(format!("Action for request_id {request_id} on instance {} not found", server.id))
+                super::missing(format!(
+                    "Action for request_id {request_id} on instance {} not found",
+                    server.id
+                ))
             })
         })
         .await

@@ -132,8 +132,9 @@ pub async fn list(cloud: &Cloud, ctx: &Context, filter: Filter) -> Result<Vec<Fl
 }
 
 fn has_access(conn: &Connection, flavor: &str, project: &str) -> Result<bool> {
-    let mut query = conn
-        .prepare_cached("SELECT EXISTS (SELECT 1 FROM compute_flavor_access WHERE flavor_id = ?1 AND project_id = ?2)")?;
+    let mut query = conn.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM compute_flavor_access WHERE flavor_id = ?1 AND project_id = ?2)",
+    )?;
     Ok(query.query_row(params![flavor, project], |row| row.get(0))?)
 }
 
@@ -142,8 +143,13 @@ pub(super) fn find(conn: &Connection, ctx: &Context, id: &str) -> Result<Flavor>
     let mut query = conn.prepare_cached(&format!("SELECT {COLUMNS} FROM compute_flavors WHERE id = ?1"))?;
     let flavor = query.query_row([id], of_row).optional()?;
     let flavor = flavor.ok_or_else(|| Error::not_found("Flavor", id))?;
-    let allowed = flavor.is_public || ctx.is_admin() || has_access(conn, id, ctx.project().unwrap_or_default())?;
-    if allowed { Ok(flavor) } else { Err(Error::not_found("Flavor", id)) }
+    let allowed =
+        flavor.is_public || ctx.is_admin() || has_access(conn, id, ctx.project().unwrap_or_default())?;
+    if allowed {
+        Ok(flavor)
+    } else {
+        Err(Error::not_found("Flavor", id))
+    }
 }
 
 /// One flavor.
@@ -158,7 +164,8 @@ pub async fn create(cloud: &Cloud, ctx: &Context, flavor: Flavor) -> Result<Flav
     ctx.require("flavors", "create")?;
     if flavor.ephemeral > 0 || flavor.swap > 0 {
         return Err(Error::BadRequest(
-            "Ephemeral disks and swap disks are not available: OS-FLV-EXT-DATA:ephemeral and swap must be 0.".into(),
+            "Ephemeral disks and swap disks are not available: OS-FLV-EXT-DATA:ephemeral and swap must be 0."
+                .into(),
         ));
     }
     let owner = ctx.project().map(str::to_owned).ok();
@@ -217,7 +224,10 @@ pub async fn update(cloud: &Cloud, ctx: &Context, id: &str, description: Option<
         .store
         .write(&actor, move |conn| {
             let mut flavor = find(conn, &ctx, &id)?;
-            conn.execute("UPDATE compute_flavors SET description = ?2 WHERE id = ?1", params![id, description])?;
+            conn.execute(
+                "UPDATE compute_flavors SET description = ?2 WHERE id = ?1",
+                params![id, description],
+            )?;
             flavor.description.clone_from(&description);
             Ok(flavor)
         })
@@ -275,10 +285,15 @@ pub async fn change_specs(
                 }
             }
             if specs.len() > MAX_EXTRA_SPECS {
-                return Err(Error::BadRequest(format!("A flavor has at most {MAX_EXTRA_SPECS} extra specs.")));
+                return Err(Error::BadRequest(format!(
+                    "A flavor has at most {MAX_EXTRA_SPECS} extra specs."
+                )));
             }
             let text = super::servers::to_json(&specs)?;
-            conn.execute("UPDATE compute_flavors SET extra_specs = ?2 WHERE id = ?1", params![id, text])?;
+            conn.execute(
+                "UPDATE compute_flavors SET extra_specs = ?2 WHERE id = ?1",
+                params![id, text],
+            )?;
             Ok(specs)
         })
         .await
@@ -309,7 +324,9 @@ fn access_list(conn: &Connection, id: &str) -> Result<Vec<String>> {
     let mut query = conn.prepare_cached(
         "SELECT project_id FROM compute_flavor_access WHERE flavor_id = ?1 ORDER BY project_id",
     )?;
-    Ok(query.query_map([id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
+    Ok(query
+        .query_map([id], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?)
 }
 
 /// Gives a project the use of a private flavor, or takes it away. `strict`: a public flavor is refused (2.7).
@@ -329,9 +346,7 @@ pub async fn change_access(
         .write(&actor, move |conn| {
             let flavor = find(conn, &ctx, &id)?;
             if grant && strict && flavor.is_public {
-                return Err(Error::Conflict(
-                    "Can not add access to a public flavor.".into(),
-                ));
+                return Err(Error::Conflict("Can not add access to a public flavor.".into()));
             }
             let has = has_access(conn, &id, &project)?;
             if grant && has {
@@ -340,7 +355,9 @@ pub async fn change_access(
                 )));
             }
             if !grant && !has {
-                return Err(super::missing(format!("Flavor access not found for {id} / {project} combination.")));
+                return Err(super::missing(format!(
+                    "Flavor access not found for {id} / {project} combination."
+                )));
             }
             let sql = if grant {
                 "INSERT INTO compute_flavor_access (flavor_id, project_id) VALUES (?1, ?2)"

@@ -34,9 +34,14 @@ impl Policy {
 
     /// From the same.
     pub fn of_name(name: &str) -> Option<Policy> {
-        [Policy::Affinity, Policy::AntiAffinity, Policy::SoftAffinity, Policy::SoftAntiAffinity]
-            .into_iter()
-            .find(|p| p.name() == name)
+        [
+            Policy::Affinity,
+            Policy::AntiAffinity,
+            Policy::SoftAffinity,
+            Policy::SoftAntiAffinity,
+        ]
+        .into_iter()
+        .find(|p| p.name() == name)
     }
 }
 
@@ -76,12 +81,18 @@ fn members(conn: &Connection, group: Uuid) -> Result<Vec<Uuid>> {
     let mut query = conn.prepare_cached(
         "SELECT id FROM compute_servers WHERE server_group = ?1 AND deleted = 0 ORDER BY created_at, id",
     )?;
-    Ok(query.query_map([group.to_string()], |row| uuid(row, 0))?.collect::<rusqlite::Result<_>>()?)
+    Ok(query
+        .query_map([group.to_string()], |row| uuid(row, 0))?
+        .collect::<rusqlite::Result<_>>()?)
 }
 
 pub(super) fn get(conn: &Connection, id: Uuid) -> Result<Option<Group>> {
-    let mut query = conn.prepare_cached(&format!("SELECT {COLUMNS} FROM compute_server_groups WHERE id = ?1"))?;
-    let Some(mut group) = query.query_row([id.to_string()], of_row).optional()? else { return Ok(None) };
+    let mut query = conn.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM compute_server_groups WHERE id = ?1"
+    ))?;
+    let Some(mut group) = query.query_row([id.to_string()], of_row).optional()? else {
+        return Ok(None);
+    };
     group.members = members(conn, id)?;
     Ok(Some(group))
 }
@@ -89,7 +100,11 @@ pub(super) fn get(conn: &Connection, id: Uuid) -> Result<Option<Group>> {
 fn find(conn: &Connection, ctx: &Context, id: &str) -> Result<Group> {
     let missing = || super::missing(format!("Instance group {id} could not be found."));
     let group = get(conn, id.parse().map_err(|_| missing())?)?.ok_or_else(missing)?;
-    if ctx.sees(&group.project_id) { Ok(group) } else { Err(missing()) }
+    if ctx.sees(&group.project_id) {
+        Ok(group)
+    } else {
+        Err(missing())
+    }
 }
 
 /// New servers may join the group.
@@ -97,13 +112,21 @@ pub(super) fn check_room(conn: &Connection, ctx: &Context, id: Uuid, count: u32)
     let group = find(conn, ctx, &id.to_string()).map_err(|e| Error::BadRequest(e.to_string()))?;
     let limit = quotas::limit(conn, &group.project_id, Resource::ServerGroupMembers)?;
     if limit >= 0 && group.members.len() as i64 + i64::from(count) > limit {
-        return Err(Error::QuotaExceeded("Quota exceeded, too many servers in group".into()));
+        return Err(Error::QuotaExceeded(
+            "Quota exceeded, too many servers in group".into(),
+        ));
     }
     Ok(())
 }
 
 /// A project's groups, or all projects'.
-pub async fn list(cloud: &Cloud, ctx: &Context, all: bool, offset: usize, limit: usize) -> Result<Vec<Group>> {
+pub async fn list(
+    cloud: &Cloud,
+    ctx: &Context,
+    all: bool,
+    offset: usize,
+    limit: usize,
+) -> Result<Vec<Group>> {
     ctx.require("server_groups", "list")?;
     let project = if all && ctx.is_admin() {
         ctx.require("server_groups", "list_all_projects")?;
@@ -140,7 +163,10 @@ pub async fn show(cloud: &Cloud, ctx: &Context, id: &str) -> Result<Group> {
 /// The groups that a server is in (2.71).
 pub async fn of_server(cloud: &Cloud, server: Option<Uuid>) -> Result<Vec<Uuid>> {
     let Some(id) = server else { return Ok(Vec::new()) };
-    cloud.store.read(move |conn| Ok(get(conn, id)?.map(|group| group.id).into_iter().collect())).await
+    cloud
+        .store
+        .read(move |conn| Ok(get(conn, id)?.map(|group| group.id).into_iter().collect()))
+        .await
 }
 
 /// Makes a group.
@@ -153,7 +179,9 @@ pub async fn create(
 ) -> Result<Group> {
     ctx.require("server_groups", "create")?;
     if max_per_host.is_some() && policy != Policy::AntiAffinity {
-        return Err(Error::BadRequest("Only anti-affinity policy supports rules.".into()));
+        return Err(Error::BadRequest(
+            "Only anti-affinity policy supports rules.".into(),
+        ));
     }
     let group = Group {
         id: Uuid::new_v4(),
@@ -169,11 +197,14 @@ pub async fn create(
     cloud
         .store
         .write(&ctx.user_id, move |conn| {
-            let mut query = conn.prepare_cached("SELECT COUNT(*) FROM compute_server_groups WHERE project_id = ?1")?;
+            let mut query =
+                conn.prepare_cached("SELECT COUNT(*) FROM compute_server_groups WHERE project_id = ?1")?;
             let used: i64 = query.query_row([&row.project_id], |r| r.get(0))?;
             let limit = quotas::limit(conn, &row.project_id, Resource::ServerGroups)?;
             if limit >= 0 && used >= limit {
-                return Err(Error::QuotaExceeded("Quota exceeded, too many server groups.".into()));
+                return Err(Error::QuotaExceeded(
+                    "Quota exceeded, too many server groups.".into(),
+                ));
             }
             conn.prepare_cached(&format!(
                 "INSERT INTO compute_server_groups ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
@@ -202,7 +233,10 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: &str) -> Result<()> {
         .store
         .write(&actor, move |conn| {
             let group = find(conn, &ctx, &id)?;
-            conn.execute("DELETE FROM compute_server_groups WHERE id = ?1", [group.id.to_string()])?;
+            conn.execute(
+                "DELETE FROM compute_server_groups WHERE id = ?1",
+                [group.id.to_string()],
+            )?;
             Ok(())
         })
         .await

@@ -26,7 +26,12 @@ pub struct Hypervisor {
 /// A stable id for a node's own things, made from its name.
 fn id_of(kind: &str, node: &str) -> Uuid {
     use sha2::{Digest, Sha256};
-    let hash = Sha256::new().chain_update("allod/").chain_update(kind).chain_update("/").chain_update(node).finalize();
+    let hash = Sha256::new()
+        .chain_update("allod/")
+        .chain_update(kind)
+        .chain_update("/")
+        .chain_update(node)
+        .finalize();
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
@@ -71,7 +76,10 @@ pub async fn hypervisors(cloud: &Cloud, ctx: &Context) -> Result<Vec<Hypervisor>
 pub async fn hypervisor(cloud: &Cloud, ctx: &Context, id: &str) -> Result<Hypervisor> {
     let all = hypervisors(cloud, ctx).await?;
     let number = id.parse::<usize>().ok();
-    let found = all.into_iter().enumerate().find(|(n, h)| h.id.to_string() == id || number == Some(n + 1));
+    let found = all
+        .into_iter()
+        .enumerate()
+        .find(|(n, h)| h.id.to_string() == id || number == Some(n + 1));
     found
         .map(|(_, h)| h)
         .ok_or_else(|| super::missing(format!("Hypervisor with ID '{id}' could not be found.")))

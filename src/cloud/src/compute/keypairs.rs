@@ -71,8 +71,9 @@ fn owner(ctx: &Context, user: Option<&str>) -> Result<String> {
 }
 
 pub(super) fn find(conn: &Connection, user: &str, name: &str) -> Result<KeyPair> {
-    let mut query = conn
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM compute_key_pairs WHERE user_id = ?1 AND name = ?2"))?;
+    let mut query = conn.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM compute_key_pairs WHERE user_id = ?1 AND name = ?2"
+    ))?;
     let pair = query.query_row(params![user, name], of_row).optional()?;
     pair.ok_or_else(|| super::missing(format!("Keypair {name} not found for user {user}")))
 }
@@ -118,7 +119,10 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, user: Option<&str>, name: &str
         .store
         .write(&ctx.user_id, move |conn| {
             find(conn, &user, &name)?;
-            conn.execute("DELETE FROM compute_key_pairs WHERE user_id = ?1 AND name = ?2", params![user, name])?;
+            conn.execute(
+                "DELETE FROM compute_key_pairs WHERE user_id = ?1 AND name = ?2",
+                params![user, name],
+            )?;
             Ok(())
         })
         .await
@@ -143,8 +147,13 @@ fn check(text: &str) -> Result<(String, String)> {
         | Algorithm::SkEcdsaSha2NistP256 => {}
         other => return Err(invalid(&format!("keys of type {other} are not accepted"))),
     }
-    let bytes = key.to_bytes().map_err(|_| invalid("failed to generate fingerprint"))?;
-    let fingerprint: Vec<String> = Md5::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let bytes = key
+        .to_bytes()
+        .map_err(|_| invalid("failed to generate fingerprint"))?;
+    let fingerprint: Vec<String> = Md5::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     Ok((line.to_owned(), fingerprint.join(":")))
 }
 
@@ -170,7 +179,11 @@ pub struct Create {
 }
 
 /// Imports or generates a key pair; a generated one comes with its private key, which is kept nowhere.
-pub async fn create(cloud: &Cloud, ctx: &Context, create: Create) -> Result<(KeyPair, Option<Zeroizing<String>>)> {
+pub async fn create(
+    cloud: &Cloud,
+    ctx: &Context,
+    create: Create,
+) -> Result<(KeyPair, Option<Zeroizing<String>>)> {
     ctx.require("key_pairs", "create")?;
     let user = owner(ctx, create.user_id.as_deref())?;
     let project = ctx.project().map(str::to_owned).unwrap_or_default();
@@ -195,14 +208,18 @@ pub async fn create(cloud: &Cloud, ctx: &Context, create: Create) -> Result<(Key
     cloud
         .store
         .write(&ctx.user_id, move |conn| {
-            let mut query = conn.prepare_cached("SELECT COUNT(*) FROM compute_key_pairs WHERE user_id = ?1")?;
+            let mut query =
+                conn.prepare_cached("SELECT COUNT(*) FROM compute_key_pairs WHERE user_id = ?1")?;
             let used: i64 = query.query_row([&row.user_id], |r| r.get(0))?;
             let limit = quotas::limit(conn, &project, Resource::KeyPairs)?;
             if limit >= 0 && used >= limit {
                 return Err(Error::QuotaExceeded("Quota exceeded, too many key pairs.".into()));
             }
             if find(conn, &row.user_id, &row.name).is_ok() {
-                return Err(Error::Conflict(format!("Key pair '{}' already exists.", row.name)));
+                return Err(Error::Conflict(format!(
+                    "Key pair '{}' already exists.",
+                    row.name
+                )));
             }
             conn.prepare_cached(&format!(
                 "INSERT INTO compute_key_pairs ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
@@ -229,30 +246,61 @@ mod tests {
     #[test]
     fn takes_what_ssh_keygen_makes_and_agrees_on_the_fingerprint() {
         let dir = tempfile::tempdir().unwrap();
-        for (kind, bits) in [("rsa", "2048"), ("ed25519", "256"), ("ecdsa", "256"), ("ecdsa", "521")] {
+        for (kind, bits) in [
+            ("rsa", "2048"),
+            ("ed25519", "256"),
+            ("ecdsa", "256"),
+            ("ecdsa", "521"),
+        ] {
             let path = dir.path().join(format!("{kind}{bits}"));
             let made = std::process::Command::new("ssh-keygen")
-                .args(["-q", "-t", kind, "-b", bits, "-N", "", "-C", "someone@somewhere", "-f"])
+                .args([
+                    "-q",
+                    "-t",
+                    kind,
+                    "-b",
+                    bits,
+                    "-N",
+                    "",
+                    "-C",
+                    "someone@somewhere",
+                    "-f",
+                ])
                 .arg(&path)
                 .status()
                 .unwrap();
             assert!(made.success());
             let public = path.with_extension("pub");
-            let shown =
-                std::process::Command::new("ssh-keygen").args(["-l", "-E", "md5", "-f"]).arg(&public).output().unwrap();
+            let shown = std::process::Command::new("ssh-keygen")
+                .args(["-l", "-E", "md5", "-f"])
+                .arg(&public)
+                .output()
+                .unwrap();
             let shown = String::from_utf8(shown.stdout).unwrap();
             let (line, fingerprint) = check(&std::fs::read_to_string(&public).unwrap()).unwrap();
             assert!(line.ends_with("someone@somewhere"));
-            assert!(shown.contains(&format!("MD5:{fingerprint} ")), "{shown} vs {fingerprint}");
+            assert!(
+                shown.contains(&format!("MD5:{fingerprint} ")),
+                "{shown} vs {fingerprint}"
+            );
         }
     }
 
     #[test]
     fn refuses_what_is_no_public_key() {
-        for text in ["", "ssh-rsa", "ssh-rsa AAAA", "hello world", "ssh-ed25519 AAAA\nssh-rsa BBBB"] {
+        for text in [
+            "",
+            "ssh-rsa",
+            "ssh-rsa AAAA",
+            "hello world",
+            "ssh-ed25519 AAAA\nssh-rsa BBBB",
+        ] {
             assert!(matches!(check(text), Err(Error::BadRequest(_))), "{text}");
         }
-        assert!(matches!(check(&"x".repeat(MAX_PUBLIC_KEY + 1)), Err(Error::BadRequest(_))));
+        assert!(matches!(
+            check(&"x".repeat(MAX_PUBLIC_KEY + 1)),
+            Err(Error::BadRequest(_))
+        ));
     }
 
     #[test]
@@ -262,7 +310,12 @@ mod tests {
         let path = dir.path().join("key");
         std::fs::write(&path, private.as_bytes()).unwrap();
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-        let shown = std::process::Command::new("ssh-keygen").arg("-y").arg("-f").arg(&path).output().unwrap();
+        let shown = std::process::Command::new("ssh-keygen")
+            .arg("-y")
+            .arg("-f")
+            .arg(&path)
+            .output()
+            .unwrap();
         assert_eq!(String::from_utf8(shown.stdout).unwrap().trim(), public);
     }
 }

@@ -81,7 +81,9 @@ pub struct SubnetFacts {
 
 /// The documents of a server, or `None` if there is no such server. Called when the switch's tables are compiled.
 pub fn metadata_of(conn: &Connection, server: Uuid) -> Result<Option<Metadata>> {
-    let Some(server) = servers::get(conn, server)?.filter(|s| !s.deleted) else { return Ok(None) };
+    let Some(server) = servers::get(conn, server)?.filter(|s| !s.deleted) else {
+        return Ok(None);
+    };
     with_sources(conn, &server, documents).map(Some)
 }
 
@@ -99,9 +101,15 @@ pub(super) fn config_drive(conn: &Connection, server: &Server) -> Result<Vec<Con
             })
             .collect();
         let text = Value::Object(ec2_tree(sources)).to_string();
-        files.push(ConfigDriveFile { path: "ec2/latest/meta-data.json".into(), content: text.into_bytes() });
+        files.push(ConfigDriveFile {
+            path: "ec2/latest/meta-data.json".into(),
+            content: text.into_bytes(),
+        });
         if let Some(data) = &sources.user_data {
-            files.push(ConfigDriveFile { path: "ec2/latest/user-data".into(), content: data.clone() });
+            files.push(ConfigDriveFile {
+                path: "ec2/latest/user-data".into(),
+                content: data.clone(),
+            });
         }
         files
     })
@@ -125,26 +133,43 @@ fn with_sources<T>(conn: &Connection, server: &Server, make: impl FnOnce(&Source
 }
 
 fn json_document(value: &Value) -> Document {
-    Document { content_type: "application/json".into(), body: value.to_string().into_bytes() }
+    Document {
+        content_type: "application/json".into(),
+        body: value.to_string().into_bytes(),
+    }
 }
 
 fn text_document(text: impl Into<String>) -> Document {
-    Document { content_type: "text/plain; charset=UTF-8".into(), body: text.into().into_bytes() }
+    Document {
+        content_type: "text/plain; charset=UTF-8".into(),
+        body: text.into().into_bytes(),
+    }
 }
 
 /// All documents, by path. Older versions are other names of `latest`: it has all that they have, and more is no harm.
 pub fn documents(sources: &Sources<'_>) -> Metadata {
     let mut metadata = Metadata::default();
     for (name, document) in openstack_documents(sources) {
-        metadata.documents.insert(format!("/openstack/latest/{name}"), document);
+        metadata
+            .documents
+            .insert(format!("/openstack/latest/{name}"), document);
     }
-    flatten("/latest/meta-data", &Value::Object(ec2_tree(sources)), &mut metadata.documents);
+    flatten(
+        "/latest/meta-data",
+        &Value::Object(ec2_tree(sources)),
+        &mut metadata.documents,
+    );
     if let Some(data) = &sources.user_data {
-        let document = Document { content_type: "application/octet-stream".into(), body: data.clone() };
+        let document = Document {
+            content_type: "application/octet-stream".into(),
+            body: data.clone(),
+        };
         metadata.documents.insert("/latest/user-data".into(), document);
     }
     for version in OPENSTACK_VERSIONS {
-        metadata.aliases.insert(format!("/openstack/{version}"), "/openstack/latest".into());
+        metadata
+            .aliases
+            .insert(format!("/openstack/{version}"), "/openstack/latest".into());
     }
     for version in EC2_VERSIONS {
         metadata.aliases.insert(format!("/{version}"), "/latest".into());
@@ -161,7 +186,13 @@ fn openstack_documents(sources: &Sources<'_>) -> Vec<(&'static str, Document)> {
     ];
     if let Some(data) = &sources.user_data {
         let content_type = "application/octet-stream".into();
-        documents.push(("user_data", Document { content_type, body: data.clone() }));
+        documents.push((
+            "user_data",
+            Document {
+                content_type,
+                body: data.clone(),
+            },
+        ));
     }
     documents
 }
@@ -208,7 +239,9 @@ fn network_data(sources: &Sources<'_>) -> Value {
             "ethernet_mac_address": interface.mac,
         }));
         for (subnet, ip) in &interface.fixed_ips {
-            let Some(facts) = sources.subnets.get(subnet) else { continue };
+            let Some(facts) = sources.subnets.get(subnet) else {
+                continue;
+            };
             let version = if ip.is_ipv4() { "ipv4" } else { "ipv6" };
             let id = format!("network{}", networks.len());
             let mut network = json!({
@@ -226,7 +259,11 @@ fn network_data(sources: &Sources<'_>) -> Value {
                 network.insert("ip_address".into(), json!(ip));
                 network.insert("netmask".into(), json!(facts.cidr.netmask()));
                 network.insert("routes".into(), json!(routes));
-                let dns: Vec<Value> = facts.dns.iter().map(|ip| json!({"type": "dns", "address": ip})).collect();
+                let dns: Vec<Value> = facts
+                    .dns
+                    .iter()
+                    .map(|ip| json!({"type": "dns", "address": ip}))
+                    .collect();
                 network.insert("services".into(), json!(dns));
             }
             networks.push(network);
@@ -245,14 +282,25 @@ fn network_data(sources: &Sources<'_>) -> Value {
 fn ec2_tree(sources: &Sources<'_>) -> Map<String, Value> {
     let server = sources.server;
     let first = |floating: bool| {
-        let found = sources.addresses.iter().find(|a| a.floating == floating && a.ip.is_ipv4());
+        let found = sources
+            .addresses
+            .iter()
+            .find(|a| a.floating == floating && a.ip.is_ipv4());
         found.map(|a| a.ip.to_string()).unwrap_or_default()
     };
     // Amazon's ids are `i-` and eight hexadecimal digits; the UUID's beginning serves.
     let short = |id: Uuid| id.simple().to_string()[..8].to_owned();
     let mut tree = Map::new();
     let mut put = |name: &str, value: Value| tree.insert(name.to_owned(), value);
-    put("ami-id", json!(server.image_id.map(|id| format!("ami-{}", short(id))).unwrap_or_default()));
+    put(
+        "ami-id",
+        json!(
+            server
+                .image_id
+                .map(|id| format!("ami-{}", short(id)))
+                .unwrap_or_default()
+        ),
+    );
     put("ami-launch-index", json!(server.launch_index.to_string()));
     put("ami-manifest-path", json!("FIXME"));
     put("block-device-mapping", json!({"ami": "vda", "root": "/dev/vda"}));
@@ -262,14 +310,20 @@ fn ec2_tree(sources: &Sources<'_>) -> Map<String, Value> {
     put("instance-type", json!(server.flavor.name));
     put("local-hostname", json!(server.hostname));
     put("local-ipv4", json!(first(false)));
-    put("placement", json!({"availability-zone": sources.availability_zone}));
+    put(
+        "placement",
+        json!({"availability-zone": sources.availability_zone}),
+    );
     put("public-hostname", json!(server.hostname));
     put("public-ipv4", json!(first(true)));
     put("reservation-id", json!(server.reservation_id));
     put("security-groups", json!(sources.security_groups.join("\n")));
     if let Some(key) = &server.key {
         let name = format!("0={}", key.name);
-        put("public-keys", json!({"0": {"_name": name, "openssh-key": key.public_key}}));
+        put(
+            "public-keys",
+            json!({"0": {"_name": name, "openssh-key": key.public_key}}),
+        );
     }
     tree
 }
@@ -302,14 +356,21 @@ mod tests {
 
     fn text(metadata: &Metadata, path: &str) -> String {
         let path = metadata.resolve(path);
-        let document = metadata.documents.get(path.as_ref()).unwrap_or_else(|| panic!("no {path}"));
+        let document = metadata
+            .documents
+            .get(path.as_ref())
+            .unwrap_or_else(|| panic!("no {path}"));
         String::from_utf8(document.body.clone()).unwrap()
     }
 
     fn everything() -> Metadata {
         let mut server = sample("web");
         server.metadata.insert("role".into(), "front".into());
-        server.key = Some(ServerKey { name: "k".into(), kind: "ssh".into(), public_key: "ssh-ed25519 A b".into() });
+        server.key = Some(ServerKey {
+            name: "k".into(),
+            kind: "ssh".into(),
+            public_key: "ssh-ed25519 A b".into(),
+        });
         let (port, network, subnet) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
         let mac = "fa:16:3e:00:00:01".parse().unwrap();
         let interface = Interface {
@@ -326,7 +387,12 @@ mod tests {
             dns: vec!["10.0.0.1".parse().unwrap()],
             dhcp: true,
         };
-        let address = |ip: &str, floating| Address { network: "net".into(), mac, ip: ip.parse().unwrap(), floating };
+        let address = |ip: &str, floating| Address {
+            network: "net".into(),
+            mac,
+            ip: ip.parse().unwrap(),
+            floating,
+        };
         documents(&Sources {
             server: &server,
             user_data: Some(b"#!/bin/sh\n".to_vec()),
@@ -343,16 +409,26 @@ mod tests {
         let metadata = everything();
         for version in OPENSTACK_VERSIONS.iter().chain(&["latest"]) {
             let data: Value =
-                serde_json::from_str(&text(&metadata, &format!("/openstack/{version}/meta_data.json"))).unwrap();
+                serde_json::from_str(&text(&metadata, &format!("/openstack/{version}/meta_data.json")))
+                    .unwrap();
             assert_eq!(data["public_keys"]["k"], "ssh-ed25519 A b");
-            assert_eq!((&data["hostname"], &data["meta"]["role"]), (&json!("web"), &json!("front")));
-            assert_eq!(text(&metadata, &format!("/openstack/{version}/user_data")), "#!/bin/sh\n");
+            assert_eq!(
+                (&data["hostname"], &data["meta"]["role"]),
+                (&json!("web"), &json!("front"))
+            );
+            assert_eq!(
+                text(&metadata, &format!("/openstack/{version}/user_data")),
+                "#!/bin/sh\n"
+            );
         }
         for version in EC2_VERSIONS.iter().chain(&["latest"]) {
             let get = |name: &str| text(&metadata, &format!("/{version}/meta-data/{name}"));
             assert_eq!(get("public-keys"), "0=k");
             assert_eq!(get("public-keys/0/openssh-key"), "ssh-ed25519 A b");
-            assert_eq!((get("local-ipv4"), get("public-ipv4")), ("10.0.0.5".into(), "203.0.113.9".into()));
+            assert_eq!(
+                (get("local-ipv4"), get("public-ipv4")),
+                ("10.0.0.5".into(), "203.0.113.9".into())
+            );
             assert_eq!(get("placement/availability-zone"), "nova");
             assert_eq!(get("security-groups"), "default\nweb");
             assert!(get("instance-id").starts_with("i-"));

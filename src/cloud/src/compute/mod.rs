@@ -36,7 +36,11 @@ use crate::policy::{Rule, Who, rule};
 
 /// 404 with words that [`crate::Error::NotFound`] cannot form.
 fn missing(message: impl Into<String>) -> crate::Error {
-    crate::Error::Named { name: "itemNotFound", kind: Kind::NotFound, message: message.into() }
+    crate::Error::Named {
+        name: "itemNotFound",
+        kind: Kind::NotFound,
+        message: message.into(),
+    }
 }
 
 /// Who may do what.

@@ -61,7 +61,11 @@ pub struct SecurityGroup {
 impl Interface {
     /// As the machine has it.
     pub(super) fn nic(&self) -> MachineNic {
-        MachineNic { port: self.port, mac: self.mac, mtu: self.mtu }
+        MachineNic {
+            port: self.port,
+            mac: self.mac,
+            mtu: self.mtu,
+        }
     }
 }
 
@@ -71,7 +75,11 @@ pub(super) fn available_networks(conn: &Connection, ctx: &Context) -> Result<Vec
 }
 
 /// The ids of security groups, given by name or id.
-pub(super) fn resolve_security_groups(conn: &Connection, ctx: &Context, names: &[String]) -> Result<Vec<Uuid>> {
+pub(super) fn resolve_security_groups(
+    conn: &Connection,
+    ctx: &Context,
+    names: &[String],
+) -> Result<Vec<Uuid>> {
     network::security_groups::resolve(conn, ctx, names)
 }
 
@@ -113,7 +121,11 @@ pub(super) fn of_server(conn: &Connection, server: Uuid) -> Result<Vec<Interface
             mac: port.mac,
             mtu: port.mtu,
             status: port.status().to_owned(),
-            fixed_ips: port.fixed_ips.iter().map(|fixed| (fixed.subnet, fixed.ip)).collect(),
+            fixed_ips: port
+                .fixed_ips
+                .iter()
+                .map(|fixed| (fixed.subnet, fixed.ip))
+                .collect(),
         })
         .collect())
 }
@@ -134,7 +146,10 @@ pub(super) fn addresses(conn: &Connection, server: Uuid) -> Result<Vec<Address>>
 
 /// The names of a server's security groups.
 pub(super) fn security_group_names(conn: &Connection, server: Uuid) -> Result<Vec<String>> {
-    Ok(ports::security_groups_of(conn, server)?.into_iter().map(|(_, name)| name).collect())
+    Ok(ports::security_groups_of(conn, server)?
+        .into_iter()
+        .map(|(_, name)| name)
+        .collect())
 }
 
 /// The security groups of a server.
@@ -142,10 +157,15 @@ pub(super) fn security_groups(conn: &Connection, ctx: &Context, server: Uuid) ->
     let mut groups = Vec::new();
     for (id, _) in ports::security_groups_of(conn, server)? {
         let group = network::security_groups::get(conn, ctx, id)?;
-        let ingress = group.rules.iter().filter(|rule| rule.direction == Direction::Ingress);
+        let ingress = group
+            .rules
+            .iter()
+            .filter(|rule| rule.direction == Direction::Ingress);
         let rules = ingress
             .map(|rule| {
-                let range = rule.remote_prefix.map_or_else(|| json!({}), |cidr| json!({"cidr": cidr}));
+                let range = rule
+                    .remote_prefix
+                    .map_or_else(|| json!({}), |cidr| json!({"cidr": cidr}));
                 json!({
                     "id": rule.meta.id,
                     "parent_group_id": id,

@@ -88,7 +88,9 @@ impl Resource {
 pub(super) fn limit(conn: &Connection, project: &str, resource: Resource) -> Result<i64> {
     let mut query =
         conn.prepare_cached("SELECT value FROM compute_quotas WHERE project_id = ?1 AND resource = ?2")?;
-    let value = query.query_row(params![project, resource.name()], |row| row.get(0)).optional()?;
+    let value = query
+        .query_row(params![project, resource.name()], |row| row.get(0))
+        .optional()?;
     Ok(value.unwrap_or(resource.default_limit()))
 }
 
@@ -109,7 +111,11 @@ pub(super) fn used(conn: &Connection, project: &str) -> Result<Used> {
         "SELECT COUNT(*), TOTAL(vcpus), TOTAL(ram_mib) FROM compute_servers WHERE project_id = ?1 AND deleted = 0",
     )?;
     Ok(query.query_row([project], |row| {
-        Ok(Used { instances: row.get(0)?, cores: row.get::<_, f64>(1)? as i64, ram: row.get::<_, f64>(2)? as i64 })
+        Ok(Used {
+            instances: row.get(0)?,
+            cores: row.get::<_, f64>(1)? as i64,
+            ram: row.get::<_, f64>(2)? as i64,
+        })
     })?)
 }
 
@@ -137,7 +143,8 @@ pub(super) fn fit(conn: &Connection, project: &str, vcpus: u32, ram: u64, min: u
     if over.is_empty() {
         return Ok(u32::try_from(count).unwrap_or(0).max(min));
     }
-    let join = |f: &dyn Fn(&(&str, i64, i64, i64)) -> String| over.iter().map(f).collect::<Vec<_>>().join(", ");
+    let join =
+        |f: &dyn Fn(&(&str, i64, i64, i64)) -> String| over.iter().map(f).collect::<Vec<_>>().join(", ");
     Err(Error::QuotaExceeded(format!(
         "Quota exceeded for {}: Requested {}, but already used {} of {} {}",
         join(&|o| o.0.to_owned()),
@@ -161,7 +168,9 @@ pub struct Quota {
 pub async fn show(cloud: &Cloud, ctx: &Context, project: &str) -> Result<BTreeMap<Resource, Quota>> {
     ctx.require("quota_sets", "show")?;
     if !ctx.sees(project) {
-        return Err(Error::Forbidden("Policy doesn't allow os_compute_api:os-quota-sets:show to be performed.".into()));
+        return Err(Error::Forbidden(
+            "Policy doesn't allow os_compute_api:os-quota-sets:show to be performed.".into(),
+        ));
     }
     let project = project.to_owned();
     cloud.store.read(move |conn| of_project(conn, &project)).await
@@ -182,7 +191,13 @@ pub(super) fn of_project(conn: &Connection, project: &str) -> Result<BTreeMap<Re
                 Resource::ServerGroups => groups,
                 _ => 0,
             };
-            Ok((resource, Quota { limit: limit(conn, project, resource)?, in_use }))
+            Ok((
+                resource,
+                Quota {
+                    limit: limit(conn, project, resource)?,
+                    in_use,
+                },
+            ))
         })
         .collect()
 }

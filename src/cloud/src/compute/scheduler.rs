@@ -52,8 +52,12 @@ fn fits(capacity: &Capacity, claims: Claims, server: &Server) -> bool {
 
 /// The server's group allows the node.
 fn group_allows(conn: &Connection, server: &Server, node: &str) -> Result<bool> {
-    let Some(group) = server.server_group else { return Ok(true) };
-    let Some(group) = groups::get(conn, group)? else { return Ok(true) };
+    let Some(group) = server.server_group else {
+        return Ok(true);
+    };
+    let Some(group) = groups::get(conn, group)? else {
+        return Ok(true);
+    };
     let mut query = conn.prepare_cached(
         "SELECT COUNT(*), COUNT(CASE WHEN host = ?2 THEN 1 END) FROM compute_servers \
          WHERE server_group = ?1 AND deleted = 0 AND host IS NOT NULL AND id <> ?3",

@@ -233,9 +233,19 @@ pub fn plan(row: Row, machine: Option<PowerState>, graceful: Duration) -> Vec<St
     use Step::*;
     let off = Settle(VmState::Stopped, Power::Shutdown);
     let on = Settle(VmState::Active, Power::Running);
-    let start = |settle| if row.launched { vec![Start, settle] } else { vec![CreateVolume, Start, settle] };
+    let start = |settle| {
+        if row.launched {
+            vec![Start, settle]
+        } else {
+            vec![CreateVolume, Start, settle]
+        }
+    };
     if row.deleted {
-        return if machine.is_some() { vec![Stop(StopMode::Hard), Forget] } else { Vec::new() };
+        return if machine.is_some() {
+            vec![Stop(StopMode::Hard), Forget]
+        } else {
+            Vec::new()
+        };
     }
     match row.task {
         Some(Task::Deleting) => vec![Stop(StopMode::Hard), Forget, DeleteVolume, Bury],
@@ -294,7 +304,13 @@ mod tests {
     ];
 
     fn row(wanted: Wanted, vm: VmState, task: Option<Task>) -> Row {
-        Row { wanted, vm, task, launched: vm != VmState::Building, deleted: false }
+        Row {
+            wanted,
+            vm,
+            task,
+            launched: vm != VmState::Building,
+            deleted: false,
+        }
     }
 
     #[test]
@@ -311,9 +327,18 @@ mod tests {
 
     #[test]
     fn a_tenants_volume_is_never_made_again() {
-        for task in [Task::Spawning, Task::PoweringOn, Task::RebootStarted, Task::RebootStartedHard] {
+        for task in [
+            Task::Spawning,
+            Task::PoweringOn,
+            Task::RebootStarted,
+            Task::RebootStartedHard,
+        ] {
             for machine in MACHINES {
-                let steps = plan(row(Wanted::Active, VmState::Active, Some(task)), machine, Duration::ZERO);
+                let steps = plan(
+                    row(Wanted::Active, VmState::Active, Some(task)),
+                    machine,
+                    Duration::ZERO,
+                );
                 assert!(!steps.contains(&Step::CreateVolume), "{task:?}");
             }
         }
@@ -321,9 +346,19 @@ mod tests {
 
     #[test]
     fn deletion_wins_from_every_state() {
-        for vm in [VmState::Building, VmState::Active, VmState::Paused, VmState::Stopped, VmState::Error] {
+        for vm in [
+            VmState::Building,
+            VmState::Active,
+            VmState::Paused,
+            VmState::Stopped,
+            VmState::Error,
+        ] {
             for machine in MACHINES {
-                let steps = plan(row(Wanted::Deleted, vm, Some(Task::Deleting)), machine, Duration::ZERO);
+                let steps = plan(
+                    row(Wanted::Deleted, vm, Some(Task::Deleting)),
+                    machine,
+                    Duration::ZERO,
+                );
                 assert_eq!(steps.last(), Some(&Step::Bury));
                 assert!(steps.contains(&Step::Stop(StopMode::Hard)));
             }
@@ -332,7 +367,13 @@ mod tests {
 
     #[test]
     fn every_name_is_read_back() {
-        for task in ["scheduling", "spawning", "powering-off", "reboot_started_hard", "deleting"] {
+        for task in [
+            "scheduling",
+            "spawning",
+            "powering-off",
+            "reboot_started_hard",
+            "deleting",
+        ] {
             assert_eq!(Task::parse(task).map(Task::as_str).as_deref(), Some(task));
         }
         assert_eq!(Task::parse("resize_prep"), None);

@@ -12,13 +12,16 @@ pub struct Micros(pub i64);
 
 /// The time now.
 pub fn now() -> Micros {
-    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let elapsed = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     Micros(i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX))
 }
 
 impl Micros {
     fn date(self) -> OffsetDateTime {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1000)
+            .unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
     /// `2026-11-20T10:00:00Z`, as most of Nova's answers have it.
@@ -97,7 +100,10 @@ mod tests {
         ] {
             assert_eq!(Micros::parse(text), Some(t), "{text}");
         }
-        assert_eq!(Micros::parse("2026-11-20").map(Micros::iso).as_deref(), Some("2026-11-20T00:00:00Z"));
+        assert_eq!(
+            Micros::parse("2026-11-20").map(Micros::iso).as_deref(),
+            Some("2026-11-20T00:00:00Z")
+        );
         for text in ["", "yesterday", "2026-13-01", "2026-11-20T25:00:00", "é026-11-20"] {
             assert_eq!(Micros::parse(text), None, "{text}");
         }

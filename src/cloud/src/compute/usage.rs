@@ -11,7 +11,11 @@ use super::{Micros, now};
 use crate::{Cloud, Context, Result};
 
 /// The limits of a project and how much of them is used.
-pub async fn limits(cloud: &Cloud, ctx: &Context, project: Option<&str>) -> Result<BTreeMap<Resource, Quota>> {
+pub async fn limits(
+    cloud: &Cloud,
+    ctx: &Context,
+    project: Option<&str>,
+) -> Result<BTreeMap<Resource, Quota>> {
     ctx.require("limits", "show")?;
     let project = match project {
         Some(project) if ctx.project().ok() != Some(project) => {
@@ -20,7 +24,10 @@ pub async fn limits(cloud: &Cloud, ctx: &Context, project: Option<&str>) -> Resu
         }
         _ => ctx.project()?.to_owned(),
     };
-    cloud.store.read(move |conn| quotas::of_project(conn, &project)).await
+    cloud
+        .store
+        .read(move |conn| quotas::of_project(conn, &project))
+        .await
 }
 
 /// A server's use of a period.

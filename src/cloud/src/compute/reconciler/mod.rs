@@ -75,7 +75,15 @@ pub fn spawn_with(cloud: Arc<Cloud>, settings: Settings) -> JoinHandle<()> {
         told: Mutex::default(),
         cloud,
     });
-    tokio::spawn(Loop { shared, tasks: JoinSet::new(), events, machines }.run())
+    tokio::spawn(
+        Loop {
+            shared,
+            tasks: JoinSet::new(),
+            events,
+            machines,
+        }
+        .run(),
+    )
 }
 
 /// What the tasks of all servers share.
@@ -127,7 +135,13 @@ impl Loop {
                         tracing::warn!(%error, "compute: the node's servers cannot be listed");
                         let wait = self.shared.settings.retry;
                         let next_try = std::time::SystemTime::now() + wait;
-                        self.shared.cloud.workers.set(NAME, Activity::Failed { error: error.to_string(), next_try });
+                        self.shared.cloud.workers.set(
+                            NAME,
+                            Activity::Failed {
+                                error: error.to_string(),
+                                next_try,
+                            },
+                        );
                         tokio::time::sleep(wait).await;
                         continue;
                     }
@@ -203,7 +217,10 @@ impl Loop {
                      WHERE deleted = 0 OR host = ?1",
                 )?;
                 let rows = query.query_map([node], |row| {
-                    Ok((super::servers::uuid(row, 0)?, (row.get::<_, bool>(1)?, row.get::<_, bool>(2)?)))
+                    Ok((
+                        super::servers::uuid(row, 0)?,
+                        (row.get::<_, bool>(1)?, row.get::<_, bool>(2)?),
+                    ))
                 })?;
                 Ok::<_, Error>(rows.collect::<rusqlite::Result<HashMap<_, _>>>()?)
             })
@@ -229,7 +246,11 @@ impl Loop {
 
     /// Forgets servers that were deleted long ago.
     async fn purge(&self) {
-        let before = Micros(now().0.saturating_sub(i64::try_from(HISTORY.as_micros()).unwrap_or(i64::MAX)));
+        let before = Micros(
+            now()
+                .0
+                .saturating_sub(i64::try_from(HISTORY.as_micros()).unwrap_or(i64::MAX)),
+        );
         loop {
             let removed = self
                 .shared
@@ -262,10 +283,12 @@ impl Loop {
 
 /// The servers whose rows an event touches.
 fn servers_of(event: &store::Event) -> impl Iterator<Item = Uuid> + '_ {
-    event.changes.iter().filter(|change| change.table == "compute_servers").filter_map(|change| {
-        match change.key.first() {
+    event
+        .changes
+        .iter()
+        .filter(|change| change.table == "compute_servers")
+        .filter_map(|change| match change.key.first() {
             Some(Value::Text(id)) => id.parse().ok(),
             _ => None,
-        }
-    })
+        })
 }

@@ -38,7 +38,12 @@ impl From<Error> for Failure {
     }
 }
 
-pub(super) async fn perform(shared: &Shared, server: &Server, step: Step, slot: &Slot) -> Result<Flow, Failure> {
+pub(super) async fn perform(
+    shared: &Shared,
+    server: &Server,
+    step: Step,
+    slot: &Slot,
+) -> Result<Flow, Failure> {
     let drivers = &shared.cloud.drivers;
     let id = server.id;
     match step {
@@ -48,7 +53,10 @@ pub(super) async fn perform(shared: &Shared, server: &Server, step: Step, slot: 
             if superseded(shared, server).await? {
                 return Ok(Flow::Replan);
             }
-            drivers.disks.create_volume(server.root_volume, server.root_bytes, server.image_id).await?;
+            drivers
+                .disks
+                .create_volume(server.root_volume, server.root_bytes, server.image_id)
+                .await?;
         }
         Step::Start => {
             let _turn = shared.room.acquire().await;
@@ -56,9 +64,10 @@ pub(super) async fn perform(shared: &Shared, server: &Server, step: Step, slot: 
                 return Ok(Flow::Replan);
             }
             let machine = machine(shared, server).await?;
-            if let (false, Err(error)) =
-                (machine.nics.is_empty(), ports::wait(&shared.cloud, id, shared.settings.wait_for_ports).await)
-            {
+            if let (false, Err(error)) = (
+                machine.nics.is_empty(),
+                ports::wait(&shared.cloud, id, shared.settings.wait_for_ports).await,
+            ) {
                 // The guest asks for its address again and again; better late than not at all.
                 tracing::warn!(server = %id, %error, "started before its ports are ready");
             }
@@ -104,7 +113,9 @@ where
         .cloud
         .store
         .write(NAME, move |conn| {
-            let Some(mut row) = servers::get(conn, id)? else { return Ok(false) };
+            let Some(mut row) = servers::get(conn, id)? else {
+                return Ok(false);
+            };
             if row.generation != generation || row.deleted {
                 return Ok(false);
             }
@@ -119,7 +130,11 @@ where
 /// Something newer is wanted of the server.
 async fn superseded(shared: &Shared, server: &Server) -> Result<bool> {
     let id = server.id;
-    let row = shared.cloud.store.read(move |conn| servers::get(conn, id)).await?;
+    let row = shared
+        .cloud
+        .store
+        .read(move |conn| servers::get(conn, id))
+        .await?;
     Ok(row.is_none_or(|row| row.generation != server.generation))
 }
 
@@ -147,14 +162,23 @@ async fn machine(shared: &Shared, server: &Server) -> Result<Machine> {
     let (interfaces, config_drive) = shared
         .cloud
         .store
-        .read(move |conn| Ok::<_, Error>((ports::of_server(conn, row.id)?, metadata::config_drive(conn, &row)?)))
+        .read(move |conn| {
+            Ok::<_, Error>((
+                ports::of_server(conn, row.id)?,
+                metadata::config_drive(conn, &row)?,
+            ))
+        })
         .await?;
     Ok(Machine {
         id: server.id,
         name: server.name.clone(),
         vcpus: server.flavor.vcpus,
         memory_mib: server.flavor.ram,
-        disks: vec![MachineDisk { volume: server.root_volume, size: server.root_bytes, read_only: false }],
+        disks: vec![MachineDisk {
+            volume: server.root_volume,
+            size: server.root_bytes,
+            read_only: false,
+        }],
         nics: interfaces.iter().map(ports::Interface::nic).collect(),
         config_drive,
     })
@@ -203,7 +227,8 @@ fn rest(conn: &Connection, row: &mut Server, vm: VmState, power: Power) -> Resul
 /// The row becomes history, and what other rooms hold for the server is released, in one write.
 fn bury(conn: &Connection, row: &mut Server) -> Result<()> {
     ports::release_for_server(conn, row.id)?;
-    conn.prepare_cached("DELETE FROM compute_user_data WHERE server_id = ?1")?.execute([row.id.to_string()])?;
+    conn.prepare_cached("DELETE FROM compute_user_data WHERE server_id = ?1")?
+        .execute([row.id.to_string()])?;
     row.deleted = true;
     row.vm_state = VmState::Deleted;
     row.power_state = Power::NoState;
@@ -213,12 +238,22 @@ fn bury(conn: &Connection, row: &mut Server) -> Result<()> {
     actions::finish(conn, row, Ok(()))
 }
 
-fn set_error(conn: &Connection, row: &mut Server, code: u16, message: &str, details: Option<&str>) -> Result<()> {
+fn set_error(
+    conn: &Connection,
+    row: &mut Server,
+    code: u16,
+    message: &str,
+    details: Option<&str>,
+) -> Result<()> {
     row.vm_state = VmState::Error;
     row.task_state = None;
     row.observed_generation = row.generation;
-    row.fault =
-        Some(Fault { code, created: now(), message: message.to_owned(), details: details.map(str::to_owned) });
+    row.fault = Some(Fault {
+        code,
+        created: now(),
+        message: message.to_owned(),
+        details: details.map(str::to_owned),
+    });
     actions::finish(conn, row, Err(message))
 }
 
@@ -226,13 +261,20 @@ fn set_error(conn: &Connection, row: &mut Server, code: u16, message: &str, deta
 pub(super) async fn fail(shared: &Shared, server: &Server, error: &DriverError) -> Result<()> {
     let (code, message, details) = match error {
         DriverError::BadInput(text) => (400, text.clone(), None),
-        DriverError::Full(text) => {
-            (500, "The host has no space left for the server's disk.".to_owned(), Some(text.clone()))
-        }
-        DriverError::Failed(text) => {
-            (500, "The server could not be brought to the wanted state on its host.".to_owned(), Some(text.clone()))
-        }
+        DriverError::Full(text) => (
+            500,
+            "The host has no space left for the server's disk.".to_owned(),
+            Some(text.clone()),
+        ),
+        DriverError::Failed(text) => (
+            500,
+            "The server could not be brought to the wanted state on its host.".to_owned(),
+            Some(text.clone()),
+        ),
     };
-    settle(shared, server, move |conn, row| set_error(conn, row, code, &message, details.as_deref())).await?;
+    settle(shared, server, move |conn, row| {
+        set_error(conn, row, code, &message, details.as_deref())
+    })
+    .await?;
     Ok(())
 }

@@ -35,7 +35,10 @@ fn worker_name(id: Uuid) -> String {
 
 /// The task.
 pub(super) async fn run(shared: Arc<Shared>, id: Uuid, slot: Arc<Slot>) {
-    let leave = Leave { shared: shared.clone(), id };
+    let leave = Leave {
+        shared: shared.clone(),
+        id,
+    };
     let mut attempts = 0;
     loop {
         *lock(&slot.again) = false;
@@ -55,7 +58,10 @@ pub(super) async fn run(shared: Arc<Shared>, id: Uuid, slot: Arc<Slot>) {
                 let wait = shared.settings.retry * 2u32.pow((attempts - 1).min(6));
                 tracing::warn!(server = %id, %error, ?wait, "a step failed and is tried again");
                 let next_try = SystemTime::now() + wait;
-                let activity = Activity::Failed { error: error.to_string(), next_try };
+                let activity = Activity::Failed {
+                    error: error.to_string(),
+                    next_try,
+                };
                 shared.cloud.workers.set(&worker_name(id), activity);
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
@@ -70,8 +76,14 @@ pub(super) async fn run(shared: Arc<Shared>, id: Uuid, slot: Arc<Slot>) {
 /// Carries out what there is to do. An error means: try again later.
 async fn once(shared: &Shared, id: Uuid, slot: &Slot, attempts: u32) -> Result<()> {
     loop {
-        let Some(server) = read(shared, id).await? else { return Ok(()) };
-        if server.host.as_ref().is_some_and(|host| *host != shared.cloud.config.node) {
+        let Some(server) = read(shared, id).await? else {
+            return Ok(());
+        };
+        if server
+            .host
+            .as_ref()
+            .is_some_and(|host| *host != shared.cloud.config.node)
+        {
             return Ok(());
         }
         let at_rest = lock(&shared.rest).get(&id) == Some(&server.generation);
@@ -135,7 +147,10 @@ async fn machine(shared: &Shared, server: &Server) -> Result<Option<PowerState>>
         Some(seen) if told.is_none() => seen,
         _ => {
             let machines = shared.cloud.drivers.machines.list().await?;
-            machines.into_iter().find(|(id, _)| *id == server.id).map(|(_, state)| state)
+            machines
+                .into_iter()
+                .find(|(id, _)| *id == server.id)
+                .map(|(_, state)| state)
         }
     };
     Ok(match (now, told) {

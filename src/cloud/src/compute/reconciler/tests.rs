@@ -36,7 +36,11 @@ struct World {
 impl World {
     async fn new() -> World {
         let test = testing::cloud().await;
-        World { test, admin: Context::system(), worker: None }
+        World {
+            test,
+            admin: Context::system(),
+            worker: None,
+        }
     }
 
     fn start(&mut self) {
@@ -54,12 +58,23 @@ impl World {
     async fn insert(&self, server: Server) -> Uuid {
         let id = server.id;
         let row = server.clone();
-        self.test.cloud.store.write("test", move |conn| row.save(conn)).await.unwrap();
+        self.test
+            .cloud
+            .store
+            .write("test", move |conn| row.save(conn))
+            .await
+            .unwrap();
         id
     }
 
     async fn get(&self, id: Uuid) -> Server {
-        self.test.cloud.store.read(move |conn| servers::get(conn, id)).await.unwrap().unwrap()
+        self.test
+            .cloud
+            .store
+            .read(move |conn| servers::get(conn, id))
+            .await
+            .unwrap()
+            .unwrap()
     }
 
     /// Waits on the store's events until the server is so.
@@ -81,12 +96,18 @@ impl World {
     }
 
     async fn rests(&self, id: Uuid, vm: VmState) -> Server {
-        self.until(id, |s| s.vm_state == vm && s.task_state.is_none()).await
+        self.until(id, |s| s.vm_state == vm && s.task_state.is_none())
+            .await
     }
 
     async fn act(&self, id: Uuid, action: Action) {
-        let ctx = Context { request_id: format!("req-{}", Uuid::new_v4()), ..self.admin.clone() };
-        act(&self.test.cloud, &ctx, &id.to_string(), action).await.unwrap();
+        let ctx = Context {
+            request_id: format!("req-{}", Uuid::new_v4()),
+            ..self.admin.clone()
+        };
+        act(&self.test.cloud, &ctx, &id.to_string(), action)
+            .await
+            .unwrap();
     }
 
     /// A server that runs.
@@ -98,11 +119,21 @@ impl World {
 
     fn calls(&self) -> Vec<String> {
         let mut state = self.test.drivers.state();
-        state.calls.drain(..).map(|c| c.split(' ').next().unwrap().to_owned()).filter(|c| c != "apply").collect()
+        state
+            .calls
+            .drain(..)
+            .map(|c| c.split(' ').next().unwrap().to_owned())
+            .filter(|c| c != "apply")
+            .collect()
     }
 
     fn machine(&self, id: Uuid) -> Option<PowerState> {
-        self.test.drivers.state().machines.get(&id).map(|(_, power)| *power)
+        self.test
+            .drivers
+            .state()
+            .machines
+            .get(&id)
+            .map(|(_, power)| *power)
     }
 
     fn shared(&self) -> Shared {
@@ -125,16 +156,44 @@ async fn a_servers_life() {
     let id = world.active().await;
     assert_eq!(world.calls(), ["create_volume", "start"]);
     let server = world.get(id).await;
-    assert_eq!((server.host.as_deref(), server.zone.as_deref()), (Some("node1"), Some("nova")));
+    assert_eq!(
+        (server.host.as_deref(), server.zone.as_deref()),
+        (Some("node1"), Some("nova"))
+    );
     assert!(server.launched_at.is_some() && server.generation == server.observed_generation);
 
     for (action, vm, calls, machine) in [
-        (Action::Pause, VmState::Paused, vec!["pause"], Some(PowerState::Paused)),
-        (Action::Unpause, VmState::Active, vec!["resume"], Some(PowerState::Running)),
-        (Action::Reboot { hard: false }, VmState::Active, vec!["stop", "start"], Some(PowerState::Running)),
+        (
+            Action::Pause,
+            VmState::Paused,
+            vec!["pause"],
+            Some(PowerState::Paused),
+        ),
+        (
+            Action::Unpause,
+            VmState::Active,
+            vec!["resume"],
+            Some(PowerState::Running),
+        ),
+        (
+            Action::Reboot { hard: false },
+            VmState::Active,
+            vec!["stop", "start"],
+            Some(PowerState::Running),
+        ),
         (Action::Stop, VmState::Stopped, vec!["stop"], None),
-        (Action::Start, VmState::Active, vec!["start"], Some(PowerState::Running)),
-        (Action::Reboot { hard: true }, VmState::Active, vec!["stop", "start"], Some(PowerState::Running)),
+        (
+            Action::Start,
+            VmState::Active,
+            vec!["start"],
+            Some(PowerState::Running),
+        ),
+        (
+            Action::Reboot { hard: true },
+            VmState::Active,
+            vec!["stop", "start"],
+            Some(PowerState::Running),
+        ),
     ] {
         world.act(id, action.clone()).await;
         let server = world.rests(id, vm).await;
@@ -152,12 +211,19 @@ async fn a_servers_life() {
         &world.admin,
         &id.to_string(),
         true,
-        crate::compute::actions::Page { limit: 100, ..Default::default() },
+        crate::compute::actions::Page {
+            limit: 100,
+            ..Default::default()
+        },
     )
     .await
     .unwrap();
     assert_eq!(history.len(), 7);
-    assert!(history.iter().all(|e| e.result.as_deref() == Some("Success") && e.finished_at.is_some()));
+    assert!(
+        history
+            .iter()
+            .all(|e| e.result.as_deref() == Some("Success") && e.finished_at.is_some())
+    );
 }
 
 /// What leads from a server at rest to the plan under test.
@@ -226,9 +292,15 @@ async fn every_step_may_be_repeated_and_the_daemon_may_die_after_each() {
                     }
                     done += 1;
                     for _ in 0..2 {
-                        assert!(steps::perform(&shared, &server, step, &slot).await.is_ok(), "{step:?}");
+                        assert!(
+                            steps::perform(&shared, &server, step, &slot).await.is_ok(),
+                            "{step:?}"
+                        );
                     }
-                    if matches!(step, Step::Place | Step::Proceed(_) | Step::Settle(..) | Step::Bury) {
+                    if matches!(
+                        step,
+                        Step::Place | Step::Proceed(_) | Step::Settle(..) | Step::Bury
+                    ) {
                         break;
                     }
                 }
@@ -238,7 +310,10 @@ async fn every_step_may_be_repeated_and_the_daemon_may_die_after_each() {
             assert!(server.fault.is_none(), "{action:?} after {survive}");
             let running = matches!(server.vm_state, VmState::Active | VmState::Paused);
             assert_eq!(world.machine(id).is_some(), running, "{action:?} after {survive}");
-            assert_eq!(world.test.drivers.state().volumes.len(), usize::from(!server.deleted));
+            assert_eq!(
+                world.test.drivers.state().volumes.len(),
+                usize::from(!server.deleted)
+            );
             world.kill().await;
         }
     }
@@ -258,7 +333,10 @@ async fn a_failure_at_any_step_is_a_fault_that_a_hard_reboot_repairs() {
         };
         for call in calls {
             let (mut world, id) = prepared(vm, action.clone()).await;
-            world.test.drivers.fail_next(call, DriverError::Failed("the node's secret".into()));
+            world
+                .test
+                .drivers
+                .fail_next(call, DriverError::Failed("the node's secret".into()));
             world.start();
             if action == Some(Action::Delete) {
                 // Deletion is tried until it is done.
@@ -285,11 +363,17 @@ async fn a_failure_at_any_step_is_a_fault_that_a_hard_reboot_repairs() {
 #[tokio::test]
 async fn the_tenants_own_fault_is_told_to_the_tenant() {
     let mut world = World::new().await;
-    world.test.drivers.fail_next("create_volume", DriverError::BadInput("the image is no disk".into()));
+    world.test.drivers.fail_next(
+        "create_volume",
+        DriverError::BadInput("the image is no disk".into()),
+    );
     world.start();
     let id = world.insert(sample("vm")).await;
     let fault = world.rests(id, VmState::Error).await.fault.unwrap();
-    assert_eq!((fault.code, fault.message.as_str()), (400, "the image is no disk"));
+    assert_eq!(
+        (fault.code, fault.message.as_str()),
+        (400, "the image is no disk")
+    );
 }
 
 #[tokio::test]
@@ -308,7 +392,10 @@ async fn what_guests_do_by_themselves_is_seen() {
         }
         world.test.drivers.happen(id, event);
         let server = world.rests(id, VmState::Stopped).await;
-        assert_eq!((server.status(), server.power_state, server.wanted), ("SHUTOFF", power, Wanted::Stopped));
+        assert_eq!(
+            (server.status(), server.power_state, server.wanted),
+            ("SHUTOFF", power, Wanted::Stopped)
+        );
         world.act(id, Action::Start).await;
         assert_eq!(world.rests(id, VmState::Active).await.power_state, Power::Running);
     }
@@ -318,8 +405,12 @@ async fn what_guests_do_by_themselves_is_seen() {
 async fn a_new_daemon_adopts_what_runs_and_repairs_the_rest() {
     let mut world = World::new().await;
     world.start();
-    let (runs, lost, off, ended) =
-        (world.active().await, world.active().await, world.active().await, world.active().await);
+    let (runs, lost, off, ended) = (
+        world.active().await,
+        world.active().await,
+        world.active().await,
+        world.active().await,
+    );
     world.act(off, Action::Stop).await;
     world.rests(off, VmState::Stopped).await;
     world.kill().await;
@@ -370,7 +461,13 @@ async fn a_machine_whose_row_is_history_is_ended_and_an_unknown_one_left_alone()
     }
     world.start();
     let idle = |world: &World| {
-        world.test.cloud.workers.list().iter().any(|w| w.name == NAME && w.activity == Activity::Idle)
+        world
+            .test
+            .cloud
+            .workers
+            .list()
+            .iter()
+            .any(|w| w.name == NAME && w.activity == Activity::Idle)
     };
     while world.machine(id).is_some() || !idle(&world) {
         tokio::task::yield_now().await;
@@ -387,7 +484,13 @@ async fn no_room_is_no_valid_host() {
     let id = world.insert(large).await;
     let server = world.rests(id, VmState::Error).await;
     assert!(server.host.is_none());
-    assert!(server.fault.unwrap().message.starts_with("No valid host was found."));
+    assert!(
+        server
+            .fault
+            .unwrap()
+            .message
+            .starts_with("No valid host was found.")
+    );
     // 16 processors, 16 times each: what has 17 of its own never fits.
     let mut wide = sample("wide");
     wide.flavor.vcpus = 17;
@@ -400,7 +503,9 @@ async fn members_of_an_anti_affinity_group_are_not_on_one_node() {
     let mut world = World::new().await;
     world.start();
     let ctx = world.test.context("u", "p", "member").await;
-    let group = groups::create(&world.test.cloud, &ctx, "g".into(), Policy::AntiAffinity, None).await.unwrap();
+    let group = groups::create(&world.test.cloud, &ctx, "g".into(), Policy::AntiAffinity, None)
+        .await
+        .unwrap();
     let mut states = Vec::new();
     for name in ["a", "b"] {
         let mut server = sample(name);
@@ -459,12 +564,18 @@ impl Machines for Stubborn {
 async fn deletion_does_not_wait_for_a_guest_that_ignores_the_power_button() {
     let mut world = World::new().await;
     let asked = Arc::new(Notify::new());
-    let stubborn = Arc::new(Stubborn { inner: world.test.drivers.clone(), asked: asked.clone() });
+    let stubborn = Arc::new(Stubborn {
+        inner: world.test.drivers.clone(),
+        asked: asked.clone(),
+    });
     let old = world.test.cloud.clone();
     world.test.cloud = Arc::new(Cloud {
         store: old.store.clone(),
         config: old.config.clone(),
-        drivers: Drivers { machines: stubborn, ..old.drivers.clone() },
+        drivers: Drivers {
+            machines: stubborn,
+            ..old.drivers.clone()
+        },
         identity: old.identity.clone(),
         workers: Default::default(),
     });
@@ -493,7 +604,10 @@ async fn actions_are_refused_in_the_wrong_state_and_while_locked() {
     let id = world.active().await;
     let member = Context {
         roles: vec!["member".into(), "reader".into()],
-        scope: crate::context::Scope::Project { id: "p".into(), domain_id: "default".into() },
+        scope: crate::context::Scope::Project {
+            id: "p".into(),
+            domain_id: "default".into(),
+        },
         ..world.admin.clone()
     };
     let try_as = |ctx: Context, action: Action| {
@@ -503,22 +617,40 @@ async fn actions_are_refused_in_the_wrong_state_and_while_locked() {
     let conflict = |result: crate::Result<()>| matches!(result, Err(Error::Conflict(_)));
     assert!(conflict(try_as(member.clone(), Action::Start).await));
     assert!(conflict(try_as(member.clone(), Action::Unpause).await));
-    try_as(member.clone(), Action::Lock { reason: Some("why".into()) }).await.unwrap();
+    try_as(
+        member.clone(),
+        Action::Lock {
+            reason: Some("why".into()),
+        },
+    )
+    .await
+    .unwrap();
     assert!(conflict(try_as(member.clone(), Action::Stop).await));
     assert!(conflict(try_as(member.clone(), Action::Delete).await));
     try_as(member.clone(), Action::Unlock).await.unwrap();
     // What an admin has locked, only an admin unlocks.
-    try_as(world.admin.clone(), Action::Lock { reason: None }).await.unwrap();
-    assert!(matches!(try_as(member.clone(), Action::Unlock).await, Err(Error::Forbidden(_))));
+    try_as(world.admin.clone(), Action::Lock { reason: None })
+        .await
+        .unwrap();
+    assert!(matches!(
+        try_as(member.clone(), Action::Unlock).await,
+        Err(Error::Forbidden(_))
+    ));
     assert!(matches!(
         try_as(member.clone(), Action::ResetState { active: true }).await,
         Err(Error::Forbidden(_))
     ));
     let stranger = Context {
-        scope: crate::context::Scope::Project { id: "q".into(), domain_id: "default".into() },
+        scope: crate::context::Scope::Project {
+            id: "q".into(),
+            domain_id: "default".into(),
+        },
         ..member.clone()
     };
-    assert!(matches!(try_as(stranger, Action::Stop).await, Err(Error::NotFound { .. })));
+    assert!(matches!(
+        try_as(stranger, Action::Stop).await,
+        Err(Error::NotFound { .. })
+    ));
     try_as(world.admin.clone(), Action::Unlock).await.unwrap();
     try_as(member, Action::Delete).await.unwrap();
     world.until(id, |s| s.deleted).await;

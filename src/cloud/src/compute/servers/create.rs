@@ -81,15 +81,21 @@ pub async fn create(cloud: &Cloud, ctx: &Context, mut create: Create) -> Result<
         return Err(Error::BadRequest("min_count must be <= max_count".into()));
     }
     if create.max_count > MAX_COUNT {
-        return Err(Error::BadRequest(format!("At most {MAX_COUNT} servers can be made at once.")));
+        return Err(Error::BadRequest(format!(
+            "At most {MAX_COUNT} servers can be made at once."
+        )));
     }
     check_several(&create)?;
     create.tags.sort();
     create.tags.dedup();
     if create.tags.len() > MAX_TAGS {
-        return Err(Error::BadRequest(format!("A server has at most {MAX_TAGS} tags.")));
+        return Err(Error::BadRequest(format!(
+            "A server has at most {MAX_TAGS} tags."
+        )));
     }
-    let ids: Vec<(Uuid, Uuid)> = (0..create.max_count).map(|_| (Uuid::new_v4(), Uuid::new_v4())).collect();
+    let ids: Vec<(Uuid, Uuid)> = (0..create.max_count)
+        .map(|_| (Uuid::new_v4(), Uuid::new_v4()))
+        .collect();
     let reservation: String = ids[0].1.simple().to_string().chars().take(8).collect();
     let reservation_id = format!("r-{reservation}");
     let names = create.security_groups.clone();
@@ -102,7 +108,11 @@ pub async fn create(cloud: &Cloud, ctx: &Context, mut create: Create) -> Result<
             move |conn| insert(conn, &ctx, &project, &create, &ids, &reservation_id)
         })
         .await?;
-    Ok(Created { servers, reservation_id, security_groups: names })
+    Ok(Created {
+        servers,
+        reservation_id,
+        security_groups: names,
+    })
 }
 
 /// `zone` or, for admins, `zone:host` and `zone:host:node`.
@@ -112,7 +122,9 @@ fn check_zone(cloud: &Cloud, ctx: &Context, create: &mut Create) -> Result<()> {
         let name = parts.next().unwrap_or_default().to_owned();
         let host = parts.find(|p| !p.is_empty()).map(str::to_owned);
         if !name.is_empty() && name != cloud.config.availability_zone {
-            return Err(Error::BadRequest("The requested availability zone is not available".into()));
+            return Err(Error::BadRequest(
+                "The requested availability zone is not available".into(),
+            ));
         }
         create.availability_zone = Some(name).filter(|n| !n.is_empty());
         create.host = create.host.take().or(host);
@@ -120,7 +132,9 @@ fn check_zone(cloud: &Cloud, ctx: &Context, create: &mut Create) -> Result<()> {
     if let Some(host) = &create.host {
         ctx.require("servers", "create_on_host")?;
         if *host != cloud.config.node {
-            return Err(Error::BadRequest(format!("Compute host {host} could not be found.")));
+            return Err(Error::BadRequest(format!(
+                "Compute host {host} could not be found."
+            )));
         }
     }
     Ok(())
@@ -160,21 +174,37 @@ fn insert(
         Some(name) => {
             let pair = keypairs::find(conn, &ctx.user_id, name)
                 .map_err(|_| Error::BadRequest("Invalid key_name provided.".into()))?;
-            Some(ServerKey { name: pair.name, kind: pair.kind, public_key: pair.public_key })
+            Some(ServerKey {
+                name: pair.name,
+                kind: pair.kind,
+                public_key: pair.public_key,
+            })
         }
         None => None,
     };
     check_metadata_count(conn, project, create.metadata.len())?;
-    let count = quotas::fit(conn, project, flavor.vcpus, flavor.ram, create.min_count, create.max_count)?;
+    let count = quotas::fit(
+        conn,
+        project,
+        flavor.vcpus,
+        flavor.ram,
+        create.min_count,
+        create.max_count,
+    )?;
     if let Some(group) = create.server_group {
         groups::check_room(conn, ctx, group, count)?;
     }
     let networks = resolve_networks(conn, ctx, &create.networks)?;
-    let groups = ports::resolve_security_groups(conn, ctx, &create.security_groups).map_err(as_bad_request)?;
+    let groups =
+        ports::resolve_security_groups(conn, ctx, &create.security_groups).map_err(as_bad_request)?;
     let now = now();
     let mut made = Vec::with_capacity(count as usize);
     for (index, &(id, root_volume)) in (0..count).zip(ids) {
-        let suffix = if create.max_count > 1 { format!("-{}", index + 1) } else { String::new() };
+        let suffix = if create.max_count > 1 {
+            format!("-{}", index + 1)
+        } else {
+            String::new()
+        };
         let name = format!("{}{suffix}", create.name);
         let hostname = match &create.hostname {
             Some(hostname) => format!("{hostname}{suffix}"),
@@ -227,7 +257,13 @@ fn insert(
         for request in &networks {
             ports::create_for_server(conn, ctx, id, request, &groups).map_err(as_bad_request)?;
         }
-        record(conn, ctx, &server, ("create", "compute__do_build_and_run_instance"), false)?;
+        record(
+            conn,
+            ctx,
+            &server,
+            ("create", "compute__do_build_and_run_instance"),
+            false,
+        )?;
         made.push(id);
     }
     Ok(made)
@@ -235,13 +271,19 @@ fn insert(
 
 /// What a request names and is not there makes it a bad request, as Nova has it.
 fn as_bad_request(error: Error) -> Error {
-    if error.kind() == Some(Kind::NotFound) { Error::BadRequest(error.to_string()) } else { error }
+    if error.kind() == Some(Kind::NotFound) {
+        Error::BadRequest(error.to_string())
+    } else {
+        error
+    }
 }
 
 pub(super) fn check_metadata_count(conn: &Connection, project: &str, count: usize) -> Result<()> {
     let limit = quotas::limit(conn, project, Resource::MetadataItems)?;
     if limit >= 0 && i64::try_from(count).unwrap_or(i64::MAX) > limit {
-        return Err(Error::QuotaExceeded(format!("Maximum number of metadata items exceeds {limit}")));
+        return Err(Error::QuotaExceeded(format!(
+            "Maximum number of metadata items exceeds {limit}"
+        )));
     }
     Ok(())
 }
@@ -269,11 +311,15 @@ fn resolve_networks(conn: &Connection, ctx: &Context, networks: &Networks) -> Re
 /// The root disk's size in bytes.
 fn root_size(flavor: &flavors::Flavor, image: &Image) -> Result<u64> {
     if image.min_ram > flavor.ram {
-        return Err(Error::BadRequest("Flavor's memory is too small for requested image.".into()));
+        return Err(Error::BadRequest(
+            "Flavor's memory is too small for requested image.".into(),
+        ));
     }
     if flavor.disk == 0 {
         let gib = image.virtual_size.div_ceil(GIB).max(image.min_disk).max(1);
-        return gib.checked_mul(GIB).ok_or_else(|| Error::BadRequest("The image is too large.".into()));
+        return gib
+            .checked_mul(GIB)
+            .ok_or_else(|| Error::BadRequest("The image is too large.".into()));
     }
     let size = flavor.disk.saturating_mul(GIB);
     if image.virtual_size > size {
@@ -308,7 +354,11 @@ pub(super) fn default_hostname(name: &str, id: Uuid) -> String {
         }
     }
     let trimmed = hostname.trim_matches('-');
-    if trimmed.is_empty() { format!("server-{id}") } else { trimmed.to_owned() }
+    if trimmed.is_empty() {
+        format!("server-{id}")
+    } else {
+        trimmed.to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -320,7 +370,10 @@ mod tests {
         let id = Uuid::nil();
         assert_eq!(default_hostname("My web_server.1", id), "my-web-server-1");
         assert_eq!(default_hostname("--x--", id), "x");
-        assert_eq!(default_hostname("日本", id), "server-00000000-0000-0000-0000-000000000000");
+        assert_eq!(
+            default_hostname("日本", id),
+            "server-00000000-0000-0000-0000-000000000000"
+        );
         assert_eq!(default_hostname(&"a".repeat(200), id).len(), 63);
     }
 }

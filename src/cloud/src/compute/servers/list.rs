@@ -174,8 +174,14 @@ pub async fn list(cloud: &Cloud, ctx: &Context, filter: Filter) -> Result<Vec<De
                 if filter.ip.is_some() || filter.ip6.is_some() {
                     let addresses = ports::addresses(conn, server.id)?;
                     let matches = |address: &IpAddr| {
-                        let filter = if address.is_ipv4() { &filter.ip } else { &filter.ip6 };
-                        filter.as_ref().is_some_and(|regex| regex.is_match(&address.to_string()))
+                        let filter = if address.is_ipv4() {
+                            &filter.ip
+                        } else {
+                            &filter.ip6
+                        };
+                        filter
+                            .as_ref()
+                            .is_some_and(|regex| regex.is_match(&address.to_string()))
                     };
                     if !addresses.iter().any(|a| matches(&a.ip)) {
                         continue;
@@ -207,10 +213,26 @@ fn query(filter: &Filter, project: Option<String>) -> (String, Vec<Value>) {
     equals(&mut conditions, "image_id", text(&filter.image));
     equals(&mut conditions, "host", text(&filter.host));
     equals(&mut conditions, "reservation_id", text(&filter.reservation_id));
-    equals(&mut conditions, "json_extract(flavor, '$.id')", text(&filter.flavor));
-    equals(&mut conditions, "json_extract(key_pair, '$.name')", text(&filter.key_name));
-    equals(&mut conditions, "power_state", filter.power_state.map(|p| Value::Integer(p.into())));
-    equals(&mut conditions, "config_drive", filter.config_drive.map(|c| Value::Integer(c.into())));
+    equals(
+        &mut conditions,
+        "json_extract(flavor, '$.id')",
+        text(&filter.flavor),
+    );
+    equals(
+        &mut conditions,
+        "json_extract(key_pair, '$.name')",
+        text(&filter.key_name),
+    );
+    equals(
+        &mut conditions,
+        "power_state",
+        filter.power_state.map(|p| Value::Integer(p.into())),
+    );
+    equals(
+        &mut conditions,
+        "config_drive",
+        filter.config_drive.map(|c| Value::Integer(c.into())),
+    );
     if filter.deleted {
         conditions.push("deleted = 1".into());
     } else if filter.changes_since.is_none() {
@@ -234,7 +256,10 @@ fn query(filter: &Filter, project: Option<String>) -> (String, Vec<Value>) {
         order.push_str("created_at DESC, ");
     }
     order.push_str(if last_descends { "id DESC" } else { "id ASC" });
-    let sql = format!("SELECT {COLUMNS} FROM compute_servers WHERE {} ORDER BY {order}", conditions.join(" AND "));
+    let sql = format!(
+        "SELECT {COLUMNS} FROM compute_servers WHERE {} ORDER BY {order}",
+        conditions.join(" AND ")
+    );
     (sql, values)
 }
 
@@ -242,17 +267,24 @@ fn lets(filter: &Filter, server: &Server) -> bool {
     fn any<T: PartialEq>(wanted: &[T], value: &T) -> bool {
         wanted.is_empty() || wanted.contains(value)
     }
-    let matches =
-        |regex: &Option<Regex>, text: &str| regex.as_ref().is_none_or(|regex| regex.is_match(text));
+    let matches = |regex: &Option<Regex>, text: &str| regex.as_ref().is_none_or(|regex| regex.is_match(text));
     matches(&filter.name, &server.name)
         && matches(&filter.hostname, &server.hostname)
-        && matches(&filter.description, server.description.as_deref().unwrap_or_default())
+        && matches(
+            &filter.description,
+            server.description.as_deref().unwrap_or_default(),
+        )
         && any(&filter.ids, &server.id.to_string())
         && (filter.statuses.is_empty() || filter.statuses.iter().any(|s| s == server.status()))
         && any(&filter.vm_states, &server.vm_state)
-        && (filter.task_states.is_empty() || server.task_state.is_some_and(|t| filter.task_states.contains(&t)))
-        && filter.locked.is_none_or(|locked| locked == server.locked_by.is_some())
-        && filter.availability_zone.as_ref().is_none_or(|zone| server.zone() == Some(zone))
+        && (filter.task_states.is_empty()
+            || server.task_state.is_some_and(|t| filter.task_states.contains(&t)))
+        && filter
+            .locked
+            .is_none_or(|locked| locked == server.locked_by.is_some())
+        && filter
+            .availability_zone
+            .as_ref()
+            .is_none_or(|zone| server.zone() == Some(zone))
         && filter.tags.lets(&server.tags)
 }
-

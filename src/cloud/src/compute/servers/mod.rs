@@ -19,9 +19,9 @@ use super::state::{Power, Task, VmState, Wanted, status};
 use super::{Micros, now};
 use crate::{Cloud, Context, Error, Result};
 
+pub use super::ports::{Interface, NetRequest};
 pub use create::{Create, Created, Networks, create};
 pub use list::{Filter, Sort, SortKey, TagFilter, list};
-pub use super::ports::{Interface, NetRequest};
 pub(super) use update::check_lock;
 pub use update::{
     MetadataChange, TagChange, Update, change_metadata, change_tags, console_log, diagnostics, interfaces,
@@ -110,19 +110,29 @@ const COLUMNS: &str = "id, project_id, user_id, name, description, hostname, fla
      terminated_at, deleted, zone";
 
 fn broken(column: usize, text: &str) -> rusqlite::Error {
-    let text = format!("'{}' is not a value of this column", text.chars().take(64).collect::<String>());
+    let text = format!(
+        "'{}' is not a value of this column",
+        text.chars().take(64).collect::<String>()
+    );
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, text.into())
 }
 
 /// A column of JSON.
 pub(super) fn json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
-    let text = row.get_ref(column)?.as_str().map_err(|e| broken(column, &e.to_string()))?;
+    let text = row
+        .get_ref(column)?
+        .as_str()
+        .map_err(|e| broken(column, &e.to_string()))?;
     serde_json::from_str(text)
         .map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
 }
 
 fn json_or_null<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
-    if row.get_ref(column)? == rusqlite::types::ValueRef::Null { Ok(None) } else { json(row, column).map(Some) }
+    if row.get_ref(column)? == rusqlite::types::ValueRef::Null {
+        Ok(None)
+    } else {
+        json(row, column).map(Some)
+    }
 }
 
 /// A value as a column of JSON.
@@ -138,7 +148,8 @@ pub(super) fn uuid(row: &Row<'_>, column: usize) -> rusqlite::Result<Uuid> {
 
 fn uuid_or_null(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Uuid>> {
     let text: Option<String> = row.get(column)?;
-    text.map(|t| t.parse().map_err(|_| broken(column, &t))).transpose()
+    text.map(|t| t.parse().map_err(|_| broken(column, &t)))
+        .transpose()
 }
 
 fn parsed<T>(row: &Row<'_>, column: usize, parse: impl Fn(&str) -> Option<T>) -> rusqlite::Result<T> {
@@ -172,7 +183,13 @@ impl Server {
             launch_index: row.get(18)?,
             disk_config: row.get(19)?,
             server_group: uuid_or_null(row, 20)?,
-            locked_by: locked_by.map(|by| if by == "admin" { LockedBy::Admin } else { LockedBy::Owner }),
+            locked_by: locked_by.map(|by| {
+                if by == "admin" {
+                    LockedBy::Admin
+                } else {
+                    LockedBy::Owner
+                }
+            }),
             locked_reason: row.get(22)?,
             wanted: parsed(row, 23, Wanted::parse)?,
             generation: row.get(24)?,
@@ -197,9 +214,14 @@ impl Server {
     /// Inserts the row, or makes it equal to this.
     pub(super) fn save(&self, conn: &Connection) -> Result<()> {
         let places: Vec<String> = (1..=37).map(|n| format!("?{n}")).collect();
-        let locked_by = self.locked_by.map(|by| if by == LockedBy::Admin { "admin" } else { "owner" });
-        let sets: Vec<String> =
-            COLUMNS.split(", ").skip(1).map(|c| format!("{c} = excluded.{c}", c = c.trim())).collect();
+        let locked_by = self
+            .locked_by
+            .map(|by| if by == LockedBy::Admin { "admin" } else { "owner" });
+        let sets: Vec<String> = COLUMNS
+            .split(", ")
+            .skip(1)
+            .map(|c| format!("{c} = excluded.{c}", c = c.trim()))
+            .collect();
         conn.prepare_cached(&format!(
             "INSERT INTO compute_servers ({COLUMNS}, vcpus, ram_mib) VALUES ({}, ?38, ?39) \
              ON CONFLICT (id) DO UPDATE SET {}",
@@ -252,7 +274,11 @@ impl Server {
 
     /// Nova's `status`.
     pub fn status(&self) -> &'static str {
-        if self.deleted { "DELETED" } else { status(self.vm_state, self.task_state) }
+        if self.deleted {
+            "DELETED"
+        } else {
+            status(self.vm_state, self.task_state)
+        }
     }
 
     /// The availability zone that it is in, or will be.
@@ -301,7 +327,11 @@ pub(super) fn find(conn: &Connection, ctx: &Context, id: &str) -> Result<Server>
     let missing = || Error::not_found("Instance", id);
     let uuid: Uuid = id.parse().map_err(|_| missing())?;
     let server = get(conn, uuid)?.ok_or_else(missing)?;
-    if server.deleted || !ctx.sees(&server.project_id) { Err(missing()) } else { Ok(server) }
+    if server.deleted || !ctx.sees(&server.project_id) {
+        Err(missing())
+    } else {
+        Ok(server)
+    }
 }
 
 /// A server with what other tables say of it.
@@ -318,13 +348,25 @@ pub struct Details {
 }
 
 fn details(conn: &Connection, server: Server, with_user_data: bool) -> Result<Details> {
-    let user_data = if with_user_data { user_data(conn, server.id)? } else { None };
+    let user_data = if with_user_data {
+        user_data(conn, server.id)?
+    } else {
+        None
+    };
     let (addresses, security_groups) = if server.deleted {
         (Vec::new(), Vec::new())
     } else {
-        (ports::addresses(conn, server.id)?, ports::security_group_names(conn, server.id)?)
+        (
+            ports::addresses(conn, server.id)?,
+            ports::security_group_names(conn, server.id)?,
+        )
     };
-    Ok(Details { addresses, security_groups, user_data, server })
+    Ok(Details {
+        addresses,
+        security_groups,
+        user_data,
+        server,
+    })
 }
 
 /// The user data of a server, as base64.
@@ -338,7 +380,10 @@ pub async fn show(cloud: &Cloud, ctx: &Context, id: &str) -> Result<Details> {
     ctx.require("servers", "show")?;
     let (ctx, id) = (ctx.clone(), id.to_owned());
     let admin = ctx.is_admin();
-    cloud.store.read(move |conn| details(conn, find(conn, &ctx, &id)?, admin)).await
+    cloud
+        .store
+        .read(move |conn| details(conn, find(conn, &ctx, &id)?, admin))
+        .await
 }
 
 /// Writes down that someone asked for something (`os-instance-actions`).

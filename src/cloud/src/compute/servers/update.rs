@@ -42,14 +42,24 @@ where
     ctx.require("servers", action)?;
     let (ctx, id) = (ctx.clone(), id.to_owned());
     let actor = ctx.user_id.clone();
-    cloud.store.write(&actor, move |conn| f(conn, &ctx, find(conn, &ctx, &id)?)).await
+    cloud
+        .store
+        .write(&actor, move |conn| f(conn, &ctx, find(conn, &ctx, &id)?))
+        .await
 }
 
 /// Changes a server's attributes.
 pub async fn update(cloud: &Cloud, ctx: &Context, id: &str, update: Update) -> Result<Details> {
     let admin = ctx.is_admin();
     change(cloud, ctx, "update", id, move |conn, _, mut server| {
-        let Update { name, description, hostname, access_ip_v4, access_ip_v6, disk_config } = update.clone();
+        let Update {
+            name,
+            description,
+            hostname,
+            access_ip_v4,
+            access_ip_v6,
+            disk_config,
+        } = update.clone();
         server.name = name.unwrap_or(server.name);
         server.description = description.unwrap_or(server.description);
         server.hostname = hostname.unwrap_or(server.hostname);
@@ -112,7 +122,12 @@ pub enum TagChange {
 }
 
 /// Changes tags; tells all of them, and whether one was there before.
-pub async fn change_tags(cloud: &Cloud, ctx: &Context, id: &str, what: TagChange) -> Result<(Vec<String>, bool)> {
+pub async fn change_tags(
+    cloud: &Cloud,
+    ctx: &Context,
+    id: &str,
+    what: TagChange,
+) -> Result<(Vec<String>, bool)> {
     change(cloud, ctx, "update", id, move |conn, ctx, mut server| {
         check_lock(ctx, &server)?;
         let mut existed = false;
@@ -158,8 +173,10 @@ pub async fn console_log(cloud: &Cloud, ctx: &Context, id: &str, lines: Option<u
         return Ok(String::new());
     }
     let log = cloud.drivers.machines.console_log(server.id, MAX_CONSOLE).await?;
-    let text: String =
-        String::from_utf8_lossy(&log).chars().filter(|&c| !c.is_control() || "\n\r\t\x1b".contains(c)).collect();
+    let text: String = String::from_utf8_lossy(&log)
+        .chars()
+        .filter(|&c| !c.is_control() || "\n\r\t\x1b".contains(c))
+        .collect();
     Ok(match lines {
         Some(lines) => last_lines(&text, lines).to_owned(),
         None => text,
