@@ -106,7 +106,7 @@ fn torture(cloud: &mut Cloud, guest: &Guest, kills: u32, steps: &Steps) -> Resul
             let began = Instant::now();
             cloud.serve()?;
             slowest = slowest.max(began.elapsed());
-            load.compare()?;
+            load.compare(cloud.client()?)?;
             let now: BTreeSet<i32> = children_now(cloud);
             ensure!(now == before, "children were {before:?} and are {now:?}");
             step.at(
@@ -211,7 +211,14 @@ fn check_database(state: &Path) -> Result<()> {
 /// Echo requests to the guest, ten a second, each of which must be answered.
 struct Flow {
     ping: Child,
-    reader: thread::JoinHandle<BTreeSet<u64>>,
+    reader: Option<thread::JoinHandle<BTreeSet<u64>>>,
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        let _ = self.ping.kill();
+        let _ = self.ping.wait();
+    }
 }
 
 impl Flow {
@@ -229,15 +236,18 @@ impl Flow {
                 .filter_map(|l| l.split("icmp_seq=").nth(1)?.split(' ').next()?.parse().ok())
                 .collect()
         });
-        Ok(Self { ping, reader })
+        Ok(Self {
+            ping,
+            reader: Some(reader),
+        })
     }
 
     /// How many packets went, none of which was lost. The last one may still have been on its way.
     fn end(mut self) -> Result<u64> {
         kill(Pid::from_raw(self.ping.id().cast_signed()), Signal::SIGINT)?;
         self.ping.wait()?;
-        let answered = self
-            .reader
+        let reader = self.reader.take().context("the flow has ended")?;
+        let answered = reader
             .join()
             .map_err(|_| anyhow::anyhow!("the reader of ping panicked"))?;
         let last = answered.last().copied().context("no packet was answered")?;

@@ -239,9 +239,9 @@ impl Load {
     }
 
     /// Compares what is there with what was acknowledged. Nobody writes meanwhile.
-    pub fn compare(&self) -> Result<()> {
+    pub fn compare(&self, mut client: Client) -> Result<()> {
         let _quiet = self.quiet.write().unwrap_or_else(|e| e.into_inner());
-        let mut client = self.connect()?;
+        client.set_token(&self.token);
         let mut lists = BTreeMap::new();
         for kind in Kind::ALL {
             lists.insert(kind, kind.list(&mut client)?);
