@@ -19,10 +19,11 @@ use crate::auth::Auth;
 use crate::body::{Json, Pairs};
 
 async fn list(app: &AppState, ctx: &Context, version: Microversion, pairs: &Pairs, detail: bool) -> Answer {
-    let Some(filter) = parse_list::filter(version, ctx, pairs)? else {
+    let Some(mut filter) = parse_list::filter(version, ctx, pairs)? else {
         // Before 2.38 a status that does not exist is one that no server has.
         return ok(json!({"servers": []}));
     };
+    filter.brief = !detail;
     let limit = filter.limit;
     let found = servers::list(&app.cloud, ctx, filter).await?;
     let links = Links::new(app);

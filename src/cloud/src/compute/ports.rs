@@ -1,6 +1,6 @@
 //! The calls that compute makes to the network room, and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -132,8 +132,12 @@ pub(super) fn of_server(conn: &Connection, server: Uuid) -> Result<Vec<Interface
 
 /// All addresses of a server.
 pub(super) fn addresses(conn: &Connection, server: Uuid) -> Result<Vec<Address>> {
+    ports::addresses(conn, server).map(flat)
+}
+
+fn flat(networks: ports::Addresses) -> Vec<Address> {
     let mut all = Vec::new();
-    for (network, addresses) in ports::addresses(conn, server)? {
+    for (network, addresses) in networks {
         all.extend(addresses.into_iter().map(|address| Address {
             network: network.clone(),
             mac: address.mac,
@@ -141,7 +145,7 @@ pub(super) fn addresses(conn: &Connection, server: Uuid) -> Result<Vec<Address>>
             floating: address.floating,
         }));
     }
-    Ok(all)
+    all
 }
 
 /// The names of a server's security groups.
@@ -150,6 +154,21 @@ pub(super) fn security_group_names(conn: &Connection, server: Uuid) -> Result<Ve
         .into_iter()
         .map(|(_, name)| name)
         .collect())
+}
+
+/// Addresses and names of security groups of many servers, for lists.
+pub(super) type Shown = HashMap<Uuid, (Vec<Address>, Vec<String>)>;
+
+/// What lists show of many servers' ports: a fixed number of queries for all of them together.
+pub(super) fn shown_of_all(conn: &Connection, servers: &HashSet<Uuid>) -> Result<Shown> {
+    let mut shown = Shown::new();
+    for (server, networks) in ports::addresses_of_all(conn, servers)? {
+        shown.entry(server).or_default().0 = flat(networks);
+    }
+    for (server, names) in ports::security_groups_of_all(conn, servers)? {
+        shown.entry(server).or_default().1 = names;
+    }
+    Ok(shown)
 }
 
 /// The security groups of a server.

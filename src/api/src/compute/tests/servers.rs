@@ -369,3 +369,57 @@ async fn what_a_server_cannot_be_made_of_is_a_400() {
             .is_empty()
     );
 }
+
+#[tokio::test]
+async fn a_long_list_says_of_each_server_what_the_server_says() {
+    let api = Api::running().await;
+    let image = api.image().await;
+    let post = |path: &str, body: Value| {
+        Request::post(format!("/network/v2.0{path}"))
+            .header("x-auth-token", &api.member)
+            .header("content-type", "application/json")
+            .body(Body::from(body.to_string()))
+            .unwrap()
+    };
+    let network = api
+        .send(post("/networks", json!({"network": {"name": "net"}})))
+        .await;
+    let network = network.body["network"]["id"].clone();
+    let subnet = json!({"subnet": {"network_id": network, "cidr": "10.1.0.0/24", "ip_version": 4}});
+    assert_eq!(api.send(post("/subnets", subnet)).await.status, 201);
+    let mut ids = Vec::new();
+    for number in 0..10 {
+        let networks = if number == 0 {
+            json!("none")
+        } else {
+            json!([{"uuid": network}])
+        };
+        ids.push(
+            api.server(
+                &image,
+                &format!("s{number}"),
+                json!({"networks": networks, "user_data": "YQ=="}),
+            )
+            .await,
+        );
+    }
+    for id in &ids {
+        api.until(id, "ACTIVE").await;
+    }
+    let path = format!("/servers/detail?tenant_id={}", api.project);
+    let list = api.admin("2.70", "GET", &path, None).await.body;
+    let list = list["servers"].as_array().unwrap();
+    assert_eq!(list.len(), 10);
+    for server in list {
+        let id = server["id"].as_str().unwrap();
+        let shown = api
+            .admin("2.70", "GET", &format!("/servers/{id}"), None)
+            .await
+            .body;
+        assert_eq!(*server, shown["server"]);
+        let addresses = server["addresses"]["net"].as_array().map_or(0, Vec::len);
+        assert_eq!(addresses, usize::from(server["name"] != "s0"));
+    }
+    let brief = api.get("2.70", "/servers").await;
+    assert_eq!(brief["servers"].as_array().unwrap().len(), 10);
+}

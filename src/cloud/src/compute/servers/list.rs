@@ -1,12 +1,13 @@
 //! Lists of servers: filters, order, pages.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use regex::Regex;
-use rusqlite::params_from_iter;
 use rusqlite::types::Value;
+use rusqlite::{Connection, params_from_iter};
 
-use super::{COLUMNS, Details, Server, details};
+use super::{COLUMNS, Details, Server, details, user_data_of_all};
 use crate::compute::state::{Task, VmState};
 use crate::compute::{Micros, ports};
 use crate::{Cloud, Context, Error, Result};
@@ -139,7 +140,12 @@ pub struct Filter {
     pub sort: Vec<Sort>,
     pub marker: Option<String>,
     pub limit: usize,
+    /// Rows alone: no addresses, no groups.
+    pub brief: bool,
 }
+
+/// From this many servers on, what other tables say is read for all of them together.
+const TOGETHER: usize = 8;
 
 /// The servers that the filter lets through, one page of them.
 pub async fn list(cloud: &Cloud, ctx: &Context, filter: Filter) -> Result<Vec<Details>> {
@@ -187,15 +193,51 @@ pub async fn list(cloud: &Cloud, ctx: &Context, filter: Filter) -> Result<Vec<De
                         continue;
                     }
                 }
-                found.push(details(conn, server, admin)?);
+                found.push(server);
             }
             if before_marker {
                 let marker = filter.marker.unwrap_or_default();
                 return Err(Error::BadRequest(format!("marker [{marker}] not found")));
             }
-            Ok(found)
+            if filter.brief {
+                return Ok(found.into_iter().map(Details::of_row).collect());
+            }
+            if found.len() < TOGETHER {
+                return found
+                    .into_iter()
+                    .map(|server| details(conn, server, admin))
+                    .collect();
+            }
+            together(conn, found, admin)
         })
         .await
+}
+
+/// Servers with what other tables say of them, in a fixed number of queries.
+fn together(conn: &Connection, servers: Vec<Server>, admin: bool) -> Result<Vec<Details>> {
+    let ids = servers
+        .iter()
+        .filter(|server| !server.deleted)
+        .map(|server| server.id)
+        .collect();
+    let mut shown = ports::shown_of_all(conn, &ids)?;
+    let mut user_data = if admin {
+        user_data_of_all(conn, &ids)?
+    } else {
+        HashMap::new()
+    };
+    Ok(servers
+        .into_iter()
+        .map(|server| {
+            let (addresses, security_groups) = shown.remove(&server.id).unwrap_or_default();
+            Details {
+                addresses,
+                security_groups,
+                user_data: user_data.remove(&server.id),
+                server,
+            }
+        })
+        .collect())
 }
 
 fn query(filter: &Filter, project: Option<String>) -> (String, Vec<Value>) {

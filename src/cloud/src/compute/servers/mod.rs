@@ -4,7 +4,7 @@ mod create;
 mod list;
 mod update;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -347,6 +347,18 @@ pub struct Details {
     pub user_data: Option<String>,
 }
 
+impl Details {
+    /// The row alone.
+    fn of_row(server: Server) -> Details {
+        Details {
+            server,
+            addresses: Vec::new(),
+            security_groups: Vec::new(),
+            user_data: None,
+        }
+    }
+}
+
 fn details(conn: &Connection, server: Server, with_user_data: bool) -> Result<Details> {
     let user_data = if with_user_data {
         user_data(conn, server.id)?
@@ -373,6 +385,16 @@ fn details(conn: &Connection, server: Server, with_user_data: bool) -> Result<De
 pub(super) fn user_data(conn: &Connection, id: Uuid) -> Result<Option<String>> {
     let mut query = conn.prepare_cached("SELECT data FROM compute_user_data WHERE server_id = ?1")?;
     Ok(query.query_row([id.to_string()], |row| row.get(0)).optional()?)
+}
+
+/// The user data of many servers.
+fn user_data_of_all(conn: &Connection, ids: &HashSet<Uuid>) -> Result<HashMap<Uuid, String>> {
+    let list: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+    let mut query = conn.prepare_cached(
+        "SELECT server_id, data FROM compute_user_data WHERE server_id IN (SELECT value FROM json_each(?1))",
+    )?;
+    let found = query.query_map([to_json(&list)?], |row| Ok((uuid(row, 0)?, row.get(1)?)))?;
+    Ok(found.collect::<rusqlite::Result<_>>()?)
 }
 
 /// One server.

@@ -24,7 +24,7 @@ pub use row::{AddressPair, DhcpOption, Fields, PortRow};
 pub(crate) use row::{active_ids, is_active, matching};
 pub use server::{
     Address, Addresses, NetRequest, addresses, addresses_of_all, bind, change_group, create_for_server,
-    of_server, release_for_server, release_port_of_server, security_groups_of,
+    of_server, release_for_server, release_port_of_server, security_groups_of, security_groups_of_all,
 };
 
 use super::errors::{bad, conflict, disallowed, invalid, named, no_port};

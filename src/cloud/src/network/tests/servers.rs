@@ -174,6 +174,8 @@ fn groups_of_a_server_are_those_of_its_ports() {
     assert_eq!(names(), ["default"]);
     ports::change_group(&bench.conn, server, web, true).unwrap();
     assert_eq!(names(), ["default", "web"]);
+    let all = ports::security_groups_of_all(&bench.conn, &[server, Uuid::nil()].into()).unwrap();
+    assert_eq!((all.len(), &all[&server]), (1, &names()));
     ports::change_group(&bench.conn, server, web, false).unwrap();
     assert_eq!(
         refused(ports::change_group(&bench.conn, server, web, false)),
