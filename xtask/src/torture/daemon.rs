@@ -158,7 +158,8 @@ fn pause(load: &Load) -> Result<()> {
 /// What the daemon runs: guests, disks, the switch.
 fn children(cloud: &Cloud) -> Vec<Process> {
     let daemon = cloud.daemon_pid();
-    let is_ours = |p: &Process| p.command.contains("allod") || p.command.contains("qemu-system");
+    // Not by the program's name: a helper of the daemon's bears it between fork and exec.
+    let is_ours = |p: &Process| p.command.starts_with("/proc/self/exe ") || p.command.contains("qemu-system");
     cloud
         .processes()
         .into_iter()
