@@ -234,12 +234,12 @@ fn idle(cloud: &mut Cloud) -> Result<()> {
     Figure::new("api.idle.pss", pss_mib(daemon)? + pss_mib(switch)?, "MiB").report()
 }
 
-/// Whether a process is `allod WHAT`.
+/// Whether a process is `allod WHAT`: the daemon under its own name, children as the daemon starts itself again.
 fn is(process: &Process, what: &str) -> bool {
     let mut words = process.command.split(' ');
     words
         .next()
-        .is_some_and(|w| w.contains("allod") || w == "/proc/self/exe")
+        .is_some_and(|w| w.ends_with("allod") || w == "/proc/self/exe")
         && words.next() == Some(what)
 }
 

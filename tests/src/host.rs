@@ -78,7 +78,9 @@ pub fn descendants(of: i32, spare: &[i32]) -> Vec<Process> {
                 found.push(process);
             } else if pid == std::process::id().cast_signed()
                 && !spare.contains(&process.pid)
-                && (process.command.starts_with("allod") || process.command.starts_with("qemu"))
+                && ["allod", "exe", "qemu"]
+                    .iter()
+                    .any(|name| process.command.starts_with(name))
             {
                 let _ = waitpid(Pid::from_raw(process.pid), Some(WaitPidFlag::WNOHANG));
             }

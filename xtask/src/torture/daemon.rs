@@ -209,7 +209,7 @@ fn check_database(state: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Echo requests to the guest, ten a second, each of which must be answered.
+/// Echo requests to the guest, a hundred a second, each of which must be answered.
 struct Flow {
     ping: Child,
     reader: Option<thread::JoinHandle<BTreeSet<u64>>>,
@@ -226,7 +226,7 @@ impl Flow {
     fn start(cloud: &Cloud, address: &str) -> Result<Self> {
         let mut command = cloud.command("ping");
         command
-            .args(["-n", "-i", "0.1", address])
+            .args(["-n", "-i", "0.01", address])
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         let mut ping = command.spawn().context("cannot start ping")?;
