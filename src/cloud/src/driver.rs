@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use model::disk::{Converted, ImageFormat, PoolUsage};
-use model::machine::{Machine, MachineEvent, PowerState, StopMode};
+use model::disk::{BackedUp, Converted, ImageFormat, PoolUsage};
+use model::machine::{Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
 use model::net::{SwitchStatus, Tables};
 use tokio::sync::broadcast;
 use uuid::Uuid;
+
+pub use model::disk::VolumeSource;
 
 /// What went wrong, where, and what to do.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -51,6 +53,18 @@ pub trait Machines: Send + Sync {
     async fn resume(&self, id: Uuid) -> Result<(), DriverError>;
     /// Remove all traces but its volumes (console log included). It must be stopped.
     async fn forget(&self, id: Uuid) -> Result<(), DriverError>;
+    /// Give a running machine one more disk. It has it already, or does not run: nothing happens (a machine that does not run gets
+    /// its disks when it is started).
+    async fn attach_disk(&self, machine: Uuid, disk: &MachineDisk) -> Result<(), DriverError>;
+    /// Take a disk from a running machine, and wait until its guest has let go of it and its owner has flushed and
+    /// ended. It does not have it, or does not run: nothing happens.
+    async fn detach_disk(&self, machine: Uuid, volume: Uuid) -> Result<(), DriverError>;
+    /// A volume has grown to this many bytes ([`Disks::grow_volume`]): tell the machine that has it, if one runs.
+    async fn resize_disk(&self, volume: Uuid, size: u64) -> Result<(), DriverError>;
+    /// Give a running machine one more network interface; as [`Machines::attach_disk`].
+    async fn attach_port(&self, machine: Uuid, nic: &MachineNic) -> Result<(), DriverError>;
+    /// Take a network interface from a running machine; as [`Machines::detach_disk`].
+    async fn detach_port(&self, machine: Uuid, port: Uuid) -> Result<(), DriverError>;
     /// Machines with a process on this node, also those that an earlier daemon started.
     async fn list(&self) -> Result<Vec<(Uuid, PowerState)>, DriverError>;
     /// The end of the serial console's log: at most this many bytes.
@@ -86,8 +100,23 @@ pub trait Disks: Send + Sync {
     fn image_path(&self, image: Uuid) -> PathBuf;
     /// Remove an image's bytes.
     async fn delete_image(&self, image: Uuid) -> Result<(), DriverError>;
-    /// Make a volume of this many bytes; from an image it is a clone, grown to the size.
-    async fn create_volume(&self, volume: Uuid, size: u64, image: Option<Uuid>) -> Result<(), DriverError>;
+    /// Make a volume of this many bytes; from a source it is a clone, grown to the size.
+    async fn create_volume(&self, volume: Uuid, size: u64, source: VolumeSource) -> Result<(), DriverError>;
+    /// Make a volume larger, also while a guest has it; [`Machines::resize_disk`] tells the guest.
+    async fn grow_volume(&self, volume: Uuid, size: u64) -> Result<(), DriverError>;
+    /// Keep a volume's bytes as they are now, also while a guest writes to it.
+    async fn snapshot_volume(&self, volume: Uuid, snapshot: Uuid) -> Result<(), DriverError>;
+    /// Remove a snapshot's bytes.
+    async fn delete_snapshot(&self, snapshot: Uuid) -> Result<(), DriverError>;
+    /// Write a volume, or a snapshot, to the folder of backups. It is there whole, or not at all.
+    async fn back_up(&self, source: VolumeSource, backup: Uuid) -> Result<BackedUp, DriverError>;
+    /// Write a backup's bytes over those of a volume that no guest has and that is large enough. Broken off, it is to be
+    /// repeated: until then the volume's bytes are neither these nor those.
+    async fn restore_backup(&self, backup: Uuid, volume: Uuid) -> Result<(), DriverError>;
+    /// Remove a backup's bytes.
+    async fn delete_backup(&self, backup: Uuid) -> Result<(), DriverError>;
+    /// Make the image of this id, of raw format, from a volume's bytes as they are now.
+    async fn image_from_volume(&self, volume: Uuid, image: Uuid) -> Result<Converted, DriverError>;
     /// Remove a volume's bytes.
     async fn delete_volume(&self, volume: Uuid) -> Result<(), DriverError>;
     /// Volumes that have bytes on this node.

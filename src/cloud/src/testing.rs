@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
-use model::disk::{Converted, ImageFormat, PoolUsage};
-use model::machine::{Machine, MachineEvent, PowerState, StopMode};
+use model::disk::{BackedUp, Converted, ImageFormat, PoolUsage, VolumeSource};
+use model::machine::{Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
 use model::net::{SwitchStatus, Tables};
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -133,8 +133,12 @@ pub struct Remembering {
 pub struct Remembered {
     /// Machines with a process.
     pub machines: BTreeMap<Uuid, (Machine, PowerState)>,
-    /// Volumes and their sizes.
-    pub volumes: BTreeMap<Uuid, (u64, Option<Uuid>)>,
+    /// Volumes, their sizes and what they were made of.
+    pub volumes: BTreeMap<Uuid, (u64, VolumeSource)>,
+    /// Snapshots and their sizes.
+    pub snapshots: BTreeMap<Uuid, u64>,
+    /// Backups and their volumes' sizes.
+    pub backups: BTreeMap<Uuid, u64>,
     /// Images.
     pub images: BTreeSet<Uuid>,
     /// The switch's tables.
@@ -195,6 +199,30 @@ impl Remembering {
         }
     }
 
+    /// The size of what a volume is made of.
+    fn source_size(&self, source: VolumeSource) -> Result<u64, DriverError> {
+        let state = self.state();
+        let size = match source {
+            VolumeSource::Empty | VolumeSource::Image(_) => Some(0),
+            VolumeSource::Volume(id) => state.volumes.get(&id).map(|(size, _)| *size),
+            VolumeSource::Snapshot(id) => state.snapshots.get(&id).copied(),
+        };
+        size.ok_or_else(|| DriverError::Failed(format!("{source:?} is not there")))
+    }
+
+    /// Changes a running machine; of one that does not run nothing is known.
+    fn change(
+        &self,
+        name: &'static str,
+        id: Uuid,
+        change: impl FnOnce(&mut Machine),
+    ) -> Result<(), DriverError> {
+        if let Some((machine, _)) = self.call(name, id)?.machines.get_mut(&id) {
+            change(machine);
+        }
+        Ok(())
+    }
+
     fn power(&self, name: &'static str, id: Uuid, power: PowerState) -> Result<(), DriverError> {
         if let Some(machine) = self.call(name, id)?.machines.get_mut(&id) {
             machine.1 = power;
@@ -232,6 +260,46 @@ impl Machines for Remembering {
     async fn forget(&self, id: Uuid) -> Result<(), DriverError> {
         self.call("forget", id)?.machines.remove(&id);
         Ok(())
+    }
+
+    async fn attach_disk(&self, machine: Uuid, disk: &MachineDisk) -> Result<(), DriverError> {
+        self.change("attach_disk", machine, |machine| {
+            if !machine.disks.iter().any(|other| other.volume == disk.volume) {
+                machine.disks.push(disk.clone());
+            }
+        })
+    }
+
+    async fn detach_disk(&self, machine: Uuid, volume: Uuid) -> Result<(), DriverError> {
+        self.change("detach_disk", machine, |machine| {
+            machine.disks.retain(|disk| disk.volume != volume);
+        })
+    }
+
+    async fn resize_disk(&self, volume: Uuid, size: u64) -> Result<(), DriverError> {
+        let mut state = self.call("resize_disk", volume)?;
+        let disks = state
+            .machines
+            .values_mut()
+            .flat_map(|(machine, _)| &mut machine.disks);
+        for disk in disks.filter(|disk| disk.volume == volume) {
+            disk.size = size;
+        }
+        Ok(())
+    }
+
+    async fn attach_port(&self, machine: Uuid, nic: &MachineNic) -> Result<(), DriverError> {
+        self.change("attach_port", machine, |machine| {
+            if !machine.nics.iter().any(|other| other.port == nic.port) {
+                machine.nics.push(nic.clone());
+            }
+        })
+    }
+
+    async fn detach_port(&self, machine: Uuid, port: Uuid) -> Result<(), DriverError> {
+        self.change("detach_port", machine, |machine| {
+            machine.nics.retain(|nic| nic.port != port);
+        })
     }
 
     async fn list(&self) -> Result<Vec<(Uuid, PowerState)>, DriverError> {
@@ -289,11 +357,80 @@ impl Disks for Remembering {
         Ok(())
     }
 
-    async fn create_volume(&self, volume: Uuid, size: u64, image: Option<Uuid>) -> Result<(), DriverError> {
-        self.call("create_volume", volume)?
-            .volumes
-            .insert(volume, (size, image));
+    async fn create_volume(&self, volume: Uuid, size: u64, source: VolumeSource) -> Result<(), DriverError> {
+        drop(self.call("create_volume", volume)?);
+        let least = self.source_size(source)?;
+        if size < least {
+            return Err(DriverError::BadInput(format!(
+                "{size} bytes are too few: {least} are needed"
+            )));
+        }
+        self.state().volumes.entry(volume).or_insert((size, source));
         Ok(())
+    }
+
+    async fn grow_volume(&self, volume: Uuid, size: u64) -> Result<(), DriverError> {
+        match self.call("grow_volume", volume)?.volumes.get_mut(&volume) {
+            Some(known) => known.0 = size,
+            None => return Err(DriverError::Failed(format!("volume {volume} is not there"))),
+        }
+        Ok(())
+    }
+
+    async fn snapshot_volume(&self, volume: Uuid, snapshot: Uuid) -> Result<(), DriverError> {
+        drop(self.call("snapshot_volume", snapshot)?);
+        let size = self.source_size(VolumeSource::Volume(volume))?;
+        self.state().snapshots.insert(snapshot, size);
+        Ok(())
+    }
+
+    async fn delete_snapshot(&self, snapshot: Uuid) -> Result<(), DriverError> {
+        self.call("delete_snapshot", snapshot)?
+            .snapshots
+            .remove(&snapshot);
+        Ok(())
+    }
+
+    async fn back_up(&self, source: VolumeSource, backup: Uuid) -> Result<BackedUp, DriverError> {
+        drop(self.call("back_up", backup)?);
+        let size = self.source_size(source)?;
+        self.state().backups.insert(backup, size);
+        Ok(BackedUp {
+            size,
+            stored: 0,
+            sha256: "0".repeat(64),
+        })
+    }
+
+    async fn restore_backup(&self, backup: Uuid, volume: Uuid) -> Result<(), DriverError> {
+        let state = self.call("restore_backup", volume)?;
+        match (state.backups.get(&backup), state.volumes.get(&volume)) {
+            (Some(size), Some((room, _))) if size <= room => Ok(()),
+            _ => Err(DriverError::Failed(format!(
+                "backup {backup} does not fit into volume {volume}"
+            ))),
+        }
+    }
+
+    async fn delete_backup(&self, backup: Uuid) -> Result<(), DriverError> {
+        self.call("delete_backup", backup)?.backups.remove(&backup);
+        Ok(())
+    }
+
+    /// The image is a sparse file of the volume's size.
+    async fn image_from_volume(&self, volume: Uuid, image: Uuid) -> Result<Converted, DriverError> {
+        drop(self.call("image_from_volume", image)?);
+        let size = self.source_size(VolumeSource::Volume(volume))?;
+        let failed = |e: std::io::Error| DriverError::Failed(e.to_string());
+        std::fs::create_dir_all(&self.images).map_err(failed)?;
+        let file = std::fs::File::create(self.image_path(image)).map_err(failed)?;
+        file.set_len(size).map_err(failed)?;
+        self.state().images.insert(image);
+        Ok(Converted {
+            format: ImageFormat::Raw,
+            virtual_size: size,
+            allocated: 0,
+        })
     }
 
     async fn delete_volume(&self, volume: Uuid) -> Result<(), DriverError> {

@@ -124,3 +124,36 @@ pub struct PoolUsage {
     /// The filesystem makes copy-on-write clones (`FICLONE`).
     pub reflinks: bool,
 }
+
+/// What a new volume begins with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeSource {
+    /// Zeros.
+    #[default]
+    Empty,
+    /// An image's bytes.
+    Image(Uuid),
+    /// Another volume's bytes, as they are at that moment.
+    Volume(Uuid),
+    /// A snapshot's bytes.
+    Snapshot(Uuid),
+}
+
+/// With an image, or without.
+impl From<Option<Uuid>> for VolumeSource {
+    fn from(image: Option<Uuid>) -> Self {
+        image.map_or(VolumeSource::Empty, VolumeSource::Image)
+    }
+}
+
+/// A finished backup of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackedUp {
+    /// The volume's size in bytes.
+    pub size: u64,
+    /// Bytes that the backup takes: holes are left out.
+    pub stored: u64,
+    /// SHA-256 over the volume's bytes, in hexadecimal digits.
+    pub sha256: String,
+}

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cloud::driver::{Disks, DriverError};
+use cloud::driver::{Disks, DriverError, VolumeSource};
 use disk::pool::{Pool, PoolError, PoolOptions};
-use model::disk::{ConvertSpec, Converted, ImageFormat, PoolUsage};
+use model::disk::{BackedUp, ConvertSpec, Converted, ImageFormat, PoolUsage};
 use process::child::{CgroupLimits, Isolation, Launch, Launcher};
 use process::jail::{Files, Limits, Profile};
 use serde_json::json;
@@ -117,12 +117,42 @@ impl Disks for DisksDriver {
             .await
     }
 
-    async fn create_volume(&self, volume: Uuid, size: u64, image: Option<Uuid>) -> Result<(), DriverError> {
-        self.with(move |shared| match image {
-            Some(image) => shared.pool.clone_volume(volume, image, size).map_err(told),
-            None => shared.pool.create_volume(volume, size).map_err(told),
+    async fn create_volume(&self, volume: Uuid, size: u64, source: VolumeSource) -> Result<(), DriverError> {
+        self.with(move |shared| match source {
+            VolumeSource::Image(image) => shared.pool.clone_volume(volume, image, size).map_err(told),
+            VolumeSource::Empty => shared.pool.create_volume(volume, size).map_err(told),
+            VolumeSource::Volume(_) | VolumeSource::Snapshot(_) => Err(absent()),
         })
         .await
+    }
+
+    async fn grow_volume(&self, volume: Uuid, size: u64) -> Result<(), DriverError> {
+        self.with(move |shared| shared.pool.grow_volume(volume, size).map_err(told))
+            .await
+    }
+
+    async fn snapshot_volume(&self, _: Uuid, _: Uuid) -> Result<(), DriverError> {
+        Err(absent())
+    }
+
+    async fn delete_snapshot(&self, _: Uuid) -> Result<(), DriverError> {
+        Err(absent())
+    }
+
+    async fn back_up(&self, _: VolumeSource, _: Uuid) -> Result<BackedUp, DriverError> {
+        Err(absent())
+    }
+
+    async fn restore_backup(&self, _: Uuid, _: Uuid) -> Result<(), DriverError> {
+        Err(absent())
+    }
+
+    async fn delete_backup(&self, _: Uuid) -> Result<(), DriverError> {
+        Err(absent())
+    }
+
+    async fn image_from_volume(&self, _: Uuid, _: Uuid) -> Result<Converted, DriverError> {
+        Err(absent())
     }
 
     async fn delete_volume(&self, volume: Uuid) -> Result<(), DriverError> {
@@ -218,6 +248,10 @@ impl Shared {
             }
         }
     }
+}
+
+fn absent() -> DriverError {
+    DriverError::Failed("this node's pool cannot do that yet".into())
 }
 
 fn told(error: PoolError) -> DriverError {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cloud::driver::{Capacity, DriverError, Machines};
 use model::disk::DiskSpec;
-use model::machine::{Machine, MachineEvent, PowerState, StopMode};
+use model::machine::{Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
 use process::child::Launcher;
 use tokio::sync::broadcast;
 use tracing::{error, info, warn};
@@ -206,6 +206,26 @@ impl Machines for MachinesDriver {
         Ok(())
     }
 
+    async fn attach_disk(&self, machine: Uuid, _: &MachineDisk) -> Result<(), DriverError> {
+        self.shared.unchangeable(machine)
+    }
+
+    async fn detach_disk(&self, machine: Uuid, _: Uuid) -> Result<(), DriverError> {
+        self.shared.unchangeable(machine)
+    }
+
+    async fn resize_disk(&self, _: Uuid, _: u64) -> Result<(), DriverError> {
+        Ok(())
+    }
+
+    async fn attach_port(&self, machine: Uuid, _: &MachineNic) -> Result<(), DriverError> {
+        self.shared.unchangeable(machine)
+    }
+
+    async fn detach_port(&self, machine: Uuid, _: Uuid) -> Result<(), DriverError> {
+        self.shared.unchangeable(machine)
+    }
+
     async fn list(&self) -> Result<Vec<(Uuid, PowerState)>, DriverError> {
         Ok(self.shared.engine.list())
     }
@@ -253,6 +273,16 @@ impl Shared {
 
     fn runs(&self, id: Uuid) -> bool {
         self.engine.list().iter().any(|(other, _)| *other == id)
+    }
+
+    /// Devices of running machines are not changed yet.
+    fn unchangeable(&self, id: Uuid) -> Result<(), DriverError> {
+        if self.runs(id) {
+            return Err(DriverError::Failed(
+                "a running server's devices cannot be changed: stop it first".into(),
+            ));
+        }
+        Ok(())
     }
 
     async fn start(&self, machine: &Machine, parts: &mut Parts) -> Result<(), DriverError> {

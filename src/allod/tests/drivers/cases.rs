@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloud::driver::{DriverError, Drivers};
+use cloud::driver::{DriverError, Drivers, VolumeSource};
 use disk::pool::PoolOptions;
 use model::disk::ImageFormat;
 use model::machine::{ConfigDriveFile, Machine, MachineDisk, MachineNic, PowerState, StopMode};
@@ -334,7 +334,11 @@ fn machine() -> Machine {
 }
 
 async fn make_volume(world: &World, drivers: &Drivers, sector: &[u8]) {
-    drivers.disks.create_volume(VOLUME, 1 << 20, None).await.unwrap();
+    drivers
+        .disks
+        .create_volume(VOLUME, 1 << 20, VolumeSource::Empty)
+        .await
+        .unwrap();
     let mut bytes = sector.to_vec();
     bytes.resize(1 << 20, 0);
     bytes[512] = b'#';
@@ -499,7 +503,7 @@ pub fn uploads_are_converted_or_refused() {
                 assert!(!path.exists(), "the upload is gone");
                 drivers
                     .disks
-                    .create_volume(image, 8 << 20, Some(image))
+                    .create_volume(image, 8 << 20, VolumeSource::Image(image))
                     .await
                     .unwrap();
             }

@@ -55,7 +55,7 @@ pub(super) async fn perform(
             }
             drivers
                 .disks
-                .create_volume(server.root_volume, server.root_bytes, server.image_id)
+                .create_volume(server.root_volume, server.root_bytes, server.image_id.into())
                 .await?;
         }
         Step::Start => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use model::machine::{Machine, MachineEvent, PowerState, StopMode};
+use model::machine::{Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
 use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -545,6 +545,21 @@ impl Machines for Stubborn {
     }
     async fn forget(&self, id: Uuid) -> Result<(), DriverError> {
         self.inner.forget(id).await
+    }
+    async fn attach_disk(&self, machine: Uuid, disk: &MachineDisk) -> Result<(), DriverError> {
+        self.inner.attach_disk(machine, disk).await
+    }
+    async fn detach_disk(&self, machine: Uuid, volume: Uuid) -> Result<(), DriverError> {
+        self.inner.detach_disk(machine, volume).await
+    }
+    async fn resize_disk(&self, volume: Uuid, size: u64) -> Result<(), DriverError> {
+        self.inner.resize_disk(volume, size).await
+    }
+    async fn attach_port(&self, machine: Uuid, nic: &MachineNic) -> Result<(), DriverError> {
+        self.inner.attach_port(machine, nic).await
+    }
+    async fn detach_port(&self, machine: Uuid, port: Uuid) -> Result<(), DriverError> {
+        self.inner.detach_port(machine, port).await
     }
     async fn list(&self) -> Result<Vec<(Uuid, PowerState)>, DriverError> {
         self.inner.list().await
