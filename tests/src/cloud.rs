@@ -34,6 +34,8 @@ pub struct Options {
     pub external: String,
     /// More lines for the configuration file, after `[compute]`.
     pub compute: String,
+    /// More sections of the configuration file.
+    pub more: String,
     /// The program.
     pub program: PathBuf,
 }
@@ -46,6 +48,7 @@ impl Default for Options {
             tap: "allod-ext".into(),
             external: "172.24.4.0/24".into(),
             compute: "engine = \"qemu\"\nqemu_accel = \"tcg\"\n".into(),
+            more: String::new(),
             program: paths::allod(),
         }
     }
@@ -95,10 +98,11 @@ impl Cloud {
             cloud.config(),
             format!(
                 "[server]\nlisten = \"{}\"\n\n[storage]\ndir = \"{}\"\nloop_pool_gib = 8\nloop_pool_preallocate = false\n\n[compute]\n{}\n\
-                 [network]\nexternal_cidr = \"{}\"\nexternal_tap = \"{}\"\n",
+                 {}\n[network]\nexternal_cidr = \"{}\"\nexternal_tap = \"{}\"\n",
                 cloud.options.listen,
                 cloud.state().display(),
                 cloud.options.compute,
+                cloud.options.more,
                 cloud.options.external,
                 cloud.options.tap,
             ),

@@ -41,8 +41,3 @@ pub fn release_binary() -> PathBuf {
 pub fn guest_image() -> PathBuf {
     env::var_os("ALLOD_GUEST_IMAGE").map_or_else(|| target().join("guest/allod-guest.qcow2"), PathBuf::from)
 }
-
-/// The Python environment with the OpenStack client.
-pub fn venv() -> PathBuf {
-    target().join("venv")
-}

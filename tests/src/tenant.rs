@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
 use crate::cloud::{ADMIN, Cloud};
 use crate::paths;
+use crate::run::capture;
 use crate::ssh::Key;
 
 /// How long a guest may take from the start of its machine to its first login, on a busy machine without KVM.
@@ -21,6 +22,18 @@ pub const FLAVOR: &str = "tiny";
 
 /// Uploads the guest image and makes the small flavor, for all tenants.
 pub fn prepare(cloud: &Cloud) -> Result<()> {
+    upload(cloud, IMAGE, "minimal")?;
+    cloud.openstack(
+        ADMIN,
+        &[
+            "flavor", "create", "--vcpus", "1", "--ram", "256", "--disk", "1", FLAVOR,
+        ],
+    )?;
+    Ok(())
+}
+
+/// Uploads the guest image for all, with the properties that SCS-0102 wants of public images.
+pub fn upload(cloud: &Cloud, name: &str, purpose: &str) -> Result<()> {
     let file = paths::guest_image();
     let file = fs::canonicalize(&file).with_context(|| {
         format!(
@@ -29,15 +42,34 @@ pub fn prepare(cloud: &Cloud) -> Result<()> {
         )
     })?;
     let file = file.to_str().context("path is not UTF-8")?;
+    let built = fs::metadata(file)?
+        .modified()?
+        .duration_since(UNIX_EPOCH)?
+        .as_secs();
+    let built = capture("date", &["--utc", "--date", &format!("@{built}"), "+%Y-%m-%d"])?;
+    let properties = [
+        "architecture=x86_64",
+        "os_distro=debian",
+        "os_version=12",
+        &format!("os_purpose={purpose}"),
+        "hw_disk_bus=virtio",
+        "hw_rng_model=virtio",
+        &format!("image_build_date={}", built.trim()),
+        &format!("image_original_user={}", crate::ssh::USER),
+        "image_source=private",
+        "image_description=A small Debian for tests",
+        "replace_frequency=never",
+        "provided_until=none",
+        "uuid_validity=none",
+    ];
     #[rustfmt::skip]
-    cloud.openstack(ADMIN, &["image", "create", "--disk-format", "qcow2", "--container-format", "bare", "--public",
-        "--file", file, IMAGE])?;
-    cloud.openstack(
-        ADMIN,
-        &[
-            "flavor", "create", "--vcpus", "1", "--ram", "256", "--disk", "1", FLAVOR,
-        ],
-    )?;
+    let mut arguments = vec!["image", "create", "--disk-format", "qcow2", "--container-format", "bare", "--public",
+        "--min-disk", "1", "--min-ram", "128", "--file", file];
+    for property in &properties {
+        arguments.extend(["--property", property]);
+    }
+    arguments.push(name);
+    cloud.openstack(ADMIN, &arguments)?;
     Ok(())
 }
 

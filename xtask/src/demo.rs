@@ -41,11 +41,7 @@ pub fn run(once: bool, steps: &Steps) -> Result<()> {
             missing.join(" ")
         }
     ));
-    steps.say(&format!(
-        "  from PyPI, into {}: {}",
-        paths::venv().display(),
-        venv::CLIENT
-    ));
+    steps.say(&format!("  {}", venv::CLIENT.describe()));
     steps.say("  unpacked, not installed: Debian's cloud kernel, busybox-static, dropbear-bin, and their libraries\n");
     ensure!(
         nix::unistd::Uid::effective().is_root(),
@@ -55,7 +51,7 @@ pub fn run(once: bool, steps: &Steps) -> Result<()> {
     // Ctrl-C reaches our children as well; this process lives on to clean up.
     ctrlc_flag()?;
     apt::install(&packages, steps)?;
-    venv::install(steps)?;
+    venv::CLIENT.install(steps)?;
     build::release(steps)?;
     let image = guest_image::default_path();
     guest_image::build(&image, steps)?;

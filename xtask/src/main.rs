@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod conformance;
 mod demo;
 mod guest_image;
 mod test;
@@ -40,6 +41,13 @@ enum Command {
     Torture {
         #[command(subcommand)]
         what: Torture,
+    },
+    /// What outside judges say: each test of a fixed list passes, or it failed; a skip counts as a failure.
+    Conformance {
+        /// Which judge.
+        suite: conformance::Suite,
+        #[command(flatten)]
+        options: conformance::Options,
     },
     /// Make the small guest image from Debian's packages.
     GuestImage {
@@ -83,6 +91,7 @@ fn main() -> ExitCode {
             }
             Torture::Disk { kills } => torture::disk(kills, &steps),
         }),
+        Command::Conformance { suite, options } => conformance::run(suite, &options, &steps),
         Command::GuestImage { out } => {
             let out = out.unwrap_or_else(guest_image::default_path);
             guest_image::build(&out, &steps).map(|()| println!("{}", out.display()))

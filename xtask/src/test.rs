@@ -36,13 +36,9 @@ pub fn needs(steps: &Steps) -> Result<()> {
     ]
     .concat();
     steps.say(&format!("Debian packages: {}", packages.join(" ")));
-    steps.say(&format!(
-        "from PyPI, into {}: {}\n",
-        paths::venv().display(),
-        venv::CLIENT
-    ));
+    steps.say(&venv::CLIENT.describe());
     apt::install(&packages, steps)?;
-    venv::install(steps)
+    venv::CLIENT.install(steps)
 }
 
 /// Builds what end-to-end tests run.
