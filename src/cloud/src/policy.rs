@@ -43,6 +43,7 @@ pub const TABLES: &[&[Rule]] = &[
     crate::image::POLICY,
     crate::compute::POLICY,
     crate::network::POLICY,
+    crate::volume::POLICY,
 ];
 
 impl Context {
@@ -84,7 +85,7 @@ mod tests {
 
     use super::*;
 
-    const SERVICES: [&str; 4] = ["identity", "image", "compute", "network"];
+    const SERVICES: [&str; 5] = ["identity", "image", "compute", "network", "volume"];
     const ROLES: [&str; 4] = ["reader", "member", "manager", "admin"];
 
     fn context(role: Option<&str>) -> Context {

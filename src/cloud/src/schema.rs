@@ -24,4 +24,9 @@ pub const STEPS: &[Step] = &[
         name: "compute",
         sql: crate::compute::SCHEMA,
     },
+    Step {
+        number: 5,
+        name: "volume",
+        sql: crate::volume::SCHEMA,
+    },
 ];
