@@ -106,6 +106,8 @@ pub trait Disks: Send + Sync {
     async fn grow_volume(&self, volume: Uuid, size: u64) -> Result<(), DriverError>;
     /// Keep a volume's bytes as they are now, also while a guest writes to it.
     async fn snapshot_volume(&self, volume: Uuid, snapshot: Uuid) -> Result<(), DriverError>;
+    /// Put a snapshot's bytes in the place of those of its volume, which no guest has.
+    async fn revert_volume(&self, volume: Uuid, snapshot: Uuid) -> Result<(), DriverError>;
     /// Remove a snapshot's bytes.
     async fn delete_snapshot(&self, snapshot: Uuid) -> Result<(), DriverError>;
     /// Write a volume, or a snapshot, to the folder of backups. It is there whole, or not at all.

@@ -50,6 +50,10 @@ pub async fn cloud_at(public_url: &str) -> TestCloud {
             tap: "allod0".into(),
         }),
         mtu: 1442,
+        accounts: crate::config::Accounts {
+            unique_last_passwords: 2,
+            ..Default::default()
+        },
     };
     let drivers = Arc::new(Remembering::new(dir.path().join("images")));
     let identity = Arc::new(
@@ -382,6 +386,19 @@ impl Disks for Remembering {
         let size = self.source_size(VolumeSource::Volume(volume))?;
         self.state().snapshots.insert(snapshot, size);
         Ok(())
+    }
+
+    async fn revert_volume(&self, volume: Uuid, snapshot: Uuid) -> Result<(), DriverError> {
+        let state = self.call("revert_volume", volume)?;
+        match (
+            state.volumes.contains_key(&volume),
+            state.snapshots.contains_key(&snapshot),
+        ) {
+            (true, true) => Ok(()),
+            _ => Err(DriverError::Failed(format!(
+                "{volume} or {snapshot} is not there"
+            ))),
+        }
     }
 
     async fn delete_snapshot(&self, snapshot: Uuid) -> Result<(), DriverError> {

@@ -135,6 +135,10 @@ impl Disks for DisksDriver {
         Err(absent())
     }
 
+    async fn revert_volume(&self, _: Uuid, _: Uuid) -> Result<(), DriverError> {
+        Err(absent())
+    }
+
     async fn delete_snapshot(&self, _: Uuid) -> Result<(), DriverError> {
         Err(absent())
     }

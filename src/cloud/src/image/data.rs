@@ -195,7 +195,7 @@ fn storage(path: &Path, error: &io::Error) -> Error {
     Error::Internal(format!("{}: {error}", path.display()))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes
         .iter()

@@ -17,6 +17,7 @@
 
 pub mod boot;
 pub mod data;
+pub(crate) mod from_volume;
 pub mod list;
 pub mod members;
 pub mod properties;

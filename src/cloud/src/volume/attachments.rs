@@ -123,7 +123,9 @@ pub fn get(conn: &Connection, id: Uuid) -> Result<Option<Attachment>> {
 }
 
 fn all(conn: &Connection, column: &str, id: Uuid) -> Result<Vec<Attachment>> {
-    let mut query = conn.prepare_cached(&format!("{SELECT} WHERE a.{column} = ?1 ORDER BY a.created_at, a.id"))?;
+    let mut query = conn.prepare_cached(&format!(
+        "{SELECT} WHERE a.{column} = ?1 ORDER BY a.created_at, a.id"
+    ))?;
     let rows = query.query_map([id.to_string()], Attachment::of_row)?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
@@ -308,7 +310,7 @@ pub(super) fn follow(conn: &Connection, volume: Uuid) -> Result<()> {
             }
             volume.status = status;
         }
-        // At work: it goes back to what holds by then.
+        // At work, or set aside: it goes back to what holds by then.
         _ => match volume.previous_status {
             Some(previous) if previous != status => volume.previous_status = Some(status),
             _ => return Ok(()),
@@ -332,4 +334,25 @@ pub(super) fn from_attachments(attachments: &[Attachment]) -> Status {
     } else {
         Status::Available
     }
+}
+
+/// Says whose an attachment is.
+pub(super) fn name_server(conn: &Connection, id: Uuid, server: Option<Uuid>, read_only: bool) -> Result<()> {
+    let Some(mut attachment) = get(conn, id)? else {
+        return Ok(());
+    };
+    attachment.server = server.or(attachment.server);
+    attachment.read_only |= read_only;
+    attachment.save(conn)
+}
+
+/// Moves all of a volume's attachments from one state to another.
+pub(super) fn set_all(conn: &Connection, volume: Uuid, from: AttachStatus, to: AttachStatus) -> Result<()> {
+    for mut attachment in of_volume(conn, volume)? {
+        if attachment.status == from {
+            attachment.status = to;
+            attachment.save(conn)?;
+        }
+    }
+    follow(conn, volume)
 }

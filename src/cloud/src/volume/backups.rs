@@ -7,7 +7,7 @@ use super::create::Place;
 use super::quotas::{self, Wanted};
 use super::row::{self, Origin, Pairs, Volume, json, uuid, uuid_or_null};
 use super::snapshots;
-use super::status::{BackupStatus, SnapshotStatus, Status};
+use super::status::{BackupStatus, SnapshotStatus, Status, Task};
 use super::types;
 use crate::compute::{Micros, now};
 use crate::{Cloud, Context, Error, Result};
@@ -26,6 +26,8 @@ pub struct Backup {
     /// In GiB.
     pub size: u32,
     pub status: BackupStatus,
+    /// What the reconciler has to do.
+    pub task: Option<Task>,
     /// Where it lies: a name of the tenant's.
     pub container: Option<String>,
     pub metadata: Pairs,
@@ -54,6 +56,7 @@ impl Backup {
             description: row.get("description")?,
             size: row.get("size")?,
             status: row.get("status")?,
+            task: row.get("task")?,
             container: row.get("container")?,
             metadata: json(row, "metadata")?,
             availability_zone: row.get("availability_zone")?,
@@ -68,7 +71,7 @@ impl Backup {
     }
 
     pub(super) fn save(&self, conn: &Connection) -> Result<()> {
-        const COLUMNS: [&str; 19] = [
+        const COLUMNS: [&str; 20] = [
             "id",
             "project_id",
             "user_id",
@@ -78,6 +81,7 @@ impl Backup {
             "description",
             "size",
             "status",
+            "task",
             "container",
             "metadata",
             "availability_zone",
@@ -100,6 +104,7 @@ impl Backup {
                 self.description,
                 self.size,
                 self.status,
+                self.task,
                 self.container,
                 row::to_json(&self.metadata)?,
                 self.availability_zone,
@@ -156,10 +161,7 @@ pub struct NewBackup {
 pub async fn create(cloud: &Cloud, ctx: &Context, new: NewBackup) -> Result<Backup> {
     ctx.require("backups", "create")?;
     let caller = ctx.clone();
-    let (node, zone) = (
-        cloud.config.node.clone(),
-        cloud.config.availability_zone.clone(),
-    );
+    let (node, zone) = (cloud.config.node.clone(), cloud.config.availability_zone.clone());
     let id = Uuid::new_v4();
     cloud
         .store
@@ -242,6 +244,7 @@ pub async fn create(cloud: &Cloud, ctx: &Context, new: NewBackup) -> Result<Back
                 description: new.description.clone(),
                 size,
                 status: BackupStatus::Creating,
+                task: Some(Task::Create),
                 container: new.container.clone().or_else(|| Some("backups".into())),
                 metadata: new.metadata.clone(),
                 availability_zone: zone.clone(),
@@ -330,10 +333,11 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: &str, force: bool) -> Resu
                 "Invalid backup: Backup status must be available or error".into(),
             ));
         }
-        if backup.status == BackupStatus::Creating {
+        if backup.task == Some(Task::Create) {
             release(conn, backup)?;
         }
         backup.status = BackupStatus::Deleting;
+        backup.task = Some(Task::Delete);
         Ok(())
     })
     .await
@@ -356,8 +360,11 @@ pub async fn reset_status(cloud: &Cloud, ctx: &Context, id: &str, status: &str) 
         }
     };
     change(cloud, ctx, id, move |conn, backup| {
-        if backup.status == BackupStatus::Creating {
+        if backup.task == Some(Task::Create) {
             release(conn, backup)?;
+        }
+        if backup.task == Some(Task::Create) {
+            backup.task = None;
         }
         // What was never written whole is not shown as if it were.
         if status == BackupStatus::Available && backup.sha256.is_none() {
@@ -434,6 +441,7 @@ pub async fn restore(
                         )));
                     }
                     volume.status = Status::RestoringBackup;
+                    volume.task = Some(Task::Restore);
                     volume.previous_status = Some(Status::Available);
                     volume.target_id = Some(backup.id);
                     volume.updated_at = Some(now());
@@ -447,10 +455,13 @@ pub async fn restore(
                         id: new_id,
                         project_id: project.to_owned(),
                         user_id: caller.user_id.clone(),
-                        name: name.clone().or_else(|| Some(format!("restore_backup_{}", backup.id))),
+                        name: name
+                            .clone()
+                            .or_else(|| Some(format!("restore_backup_{}", backup.id))),
                         description: backup.description.clone(),
                         size: backup.size,
                         status: Status::Creating,
+                        task: Some(Task::Create),
                         previous_status: None,
                         bootable: false,
                         multiattach: false,

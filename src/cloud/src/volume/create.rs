@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::attachments::{self, Attachment};
 use super::quotas::{self, Wanted};
 use super::row::{self, Origin, Pairs, Volume};
-use super::status::{AttachStatus, BackupStatus, SnapshotStatus, Status};
+use super::status::{AttachStatus, BackupStatus, SnapshotStatus, Status, Task};
 use super::{backups, snapshots, types};
 use crate::compute::now;
 use crate::{Cloud, Context, Error, Result};
@@ -181,6 +181,7 @@ fn insert(conn: &Connection, ctx: &Context, place: &Place, new: &NewVolume) -> R
         description: new.description.clone(),
         size,
         status: Status::Creating,
+        task: Some(Task::Create),
         previous_status: None,
         bootable: inherited.bootable,
         multiattach: false,
@@ -203,7 +204,10 @@ fn insert(conn: &Connection, ctx: &Context, place: &Place, new: &NewVolume) -> R
 
 /// `<is> True`, as extra specs write it, or `true`.
 pub(super) fn is_true(text: &str) -> bool {
-    text.trim().trim_start_matches("<is>").trim().eq_ignore_ascii_case("true")
+    text.trim()
+        .trim_start_matches("<is>")
+        .trim()
+        .eq_ignore_ascii_case("true")
 }
 
 fn inherit(conn: &Connection, ctx: &Context, new: &NewVolume) -> Result<Inherited> {
@@ -288,7 +292,9 @@ fn of_image(conn: &Connection, ctx: &Context, id: Uuid, size: Option<u32>) -> Re
     note("container_format", image.container_format.clone());
     note(
         "disk_format",
-        image.disk_format.map(|format| crate::image::format_name(format).to_owned()),
+        image
+            .disk_format
+            .map(|format| crate::image::format_name(format).to_owned()),
     );
     note("min_disk", Some(image.min_disk.to_string()));
     note("min_ram", Some(image.min_ram.to_string()));

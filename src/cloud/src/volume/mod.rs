@@ -11,17 +11,29 @@
 //! ```
 //! What may be asked when, and what follows from it, is drawn in [`status`]; servers' side of it in [`attachments`].
 
+pub mod actions;
+pub mod attach;
 pub mod attachments;
 pub mod backups;
 mod create;
+pub mod list;
+pub mod messages;
+pub mod pool;
+pub mod qos;
 pub mod quotas;
+mod reconciler;
 pub mod row;
+pub mod services;
 pub mod snapshots;
 pub mod status;
+pub mod transfers;
 pub mod types;
+pub mod volumes;
 
 pub use create::{MAX_SIZE, NewVolume, Place, create, create_for_server};
+pub use reconciler::spawn;
 pub use row::{Origin, Pairs, Volume, find, get};
+pub use volumes::delete_with_server;
 
 use crate::policy::{Rule, Who, rule};
 

@@ -45,7 +45,10 @@ fn stored(conn: &Connection, project: &str, resource: &str) -> Result<Option<i64
 }
 
 fn default_limit(conn: &Connection, resource: &str) -> Result<i64> {
-    let built_in = DEFAULTS.iter().find(|(name, _)| *name == resource).map_or(-1, |(_, n)| *n);
+    let built_in = DEFAULTS
+        .iter()
+        .find(|(name, _)| *name == resource)
+        .map_or(-1, |(_, n)| *n);
     Ok(stored(conn, CLASS, resource)?.unwrap_or(built_in))
 }
 
@@ -89,7 +92,9 @@ pub(super) fn used(conn: &Connection, project: &str, type_id: Option<&str>) -> R
                  AND (?2 IS NULL OR type_id = ?2)"
             )
         } else {
-            format!("SELECT COUNT(*), COALESCE(SUM({size}), 0) FROM {table} WHERE project_id = ?1 AND ?2 IS NULL")
+            format!(
+                "SELECT COUNT(*), COALESCE(SUM({size}), 0) FROM {table} WHERE project_id = ?1 AND ?2 IS NULL"
+            )
         };
         let mut query = conn.prepare_cached(&sql)?;
         Ok(query.query_row(params![project, type_id], |row| Ok((row.get(0)?, row.get(1)?)))?)
@@ -326,7 +331,10 @@ pub async fn reset(cloud: &Cloud, ctx: &Context, project: &str) -> Result<()> {
     cloud
         .store
         .write(&ctx.user_id, move |conn| {
-            conn.execute("DELETE FROM volume_quotas WHERE project_id = ?1 AND ?1 <> ''", [&project])?;
+            conn.execute(
+                "DELETE FROM volume_quotas WHERE project_id = ?1 AND ?1 <> ''",
+                [&project],
+            )?;
             Ok(())
         })
         .await

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::status::Status;
+use super::status::{Status, Task};
 use crate::compute::Micros;
 use crate::{Context, Error, Result};
 
@@ -88,6 +88,8 @@ pub struct Volume {
     /// In GiB.
     pub size: u32,
     pub status: Status,
+    /// What the reconciler has to do.
+    pub task: Option<Task>,
     /// What it goes back to.
     pub previous_status: Option<Status>,
     pub bootable: bool,
@@ -111,7 +113,7 @@ pub struct Volume {
     pub launched_at: Option<Micros>,
 }
 
-const COLUMNS: [&str; 23] = [
+const COLUMNS: [&str; 24] = [
     "id",
     "project_id",
     "user_id",
@@ -119,6 +121,7 @@ const COLUMNS: [&str; 23] = [
     "description",
     "size",
     "status",
+    "task",
     "previous_status",
     "bootable",
     "multiattach",
@@ -185,6 +188,7 @@ impl Volume {
             description: row.get("description")?,
             size: row.get("size")?,
             status: row.get("status")?,
+            task: row.get("task")?,
             previous_status: row.get("previous_status")?,
             bootable: row.get("bootable")?,
             multiattach: row.get("multiattach")?,
@@ -215,6 +219,7 @@ impl Volume {
                 self.description,
                 self.size,
                 self.status,
+                self.task,
                 self.previous_status,
                 self.bootable,
                 self.multiattach,

@@ -7,6 +7,8 @@ CREATE TABLE volume_volumes (
     description TEXT,
     size INTEGER NOT NULL,
     status TEXT NOT NULL,
+    -- What the reconciler has to do.
+    task TEXT,
     -- What it goes back to after 'backing-up', 'uploading', 'extending' and the like.
     previous_status TEXT,
     bootable INTEGER NOT NULL,
@@ -30,7 +32,7 @@ CREATE TABLE volume_volumes (
     launched_at INTEGER
 ) STRICT;
 CREATE INDEX volume_volumes_by_project ON volume_volumes (project_id, created_at);
-CREATE INDEX volume_volumes_by_status ON volume_volumes (status);
+CREATE INDEX volume_volumes_by_task ON volume_volumes (task) WHERE task IS NOT NULL;
 CREATE INDEX volume_volumes_by_origin ON volume_volumes (origin_id) WHERE origin_id IS NOT NULL;
 
 CREATE TABLE volume_attachments (
@@ -62,6 +64,8 @@ CREATE TABLE volume_snapshots (
     description TEXT,
     size INTEGER NOT NULL,
     status TEXT NOT NULL,
+    -- What the reconciler has to do.
+    task TEXT,
     metadata TEXT NOT NULL,
     -- Of the volume, when it was made.
     bootable INTEGER NOT NULL,
@@ -71,7 +75,7 @@ CREATE TABLE volume_snapshots (
 ) STRICT;
 CREATE INDEX volume_snapshots_by_project ON volume_snapshots (project_id, created_at);
 CREATE INDEX volume_snapshots_by_volume ON volume_snapshots (volume_id);
-CREATE INDEX volume_snapshots_by_status ON volume_snapshots (status);
+CREATE INDEX volume_snapshots_by_task ON volume_snapshots (task) WHERE task IS NOT NULL;
 
 CREATE TABLE volume_backups (
     id TEXT NOT NULL PRIMARY KEY,
@@ -84,6 +88,8 @@ CREATE TABLE volume_backups (
     description TEXT,
     size INTEGER NOT NULL,
     status TEXT NOT NULL,
+    -- What the reconciler has to do.
+    task TEXT,
     container TEXT,
     metadata TEXT NOT NULL,
     availability_zone TEXT NOT NULL,
@@ -98,7 +104,7 @@ CREATE TABLE volume_backups (
 ) STRICT;
 CREATE INDEX volume_backups_by_project ON volume_backups (project_id, created_at);
 CREATE INDEX volume_backups_by_volume ON volume_backups (volume_id);
-CREATE INDEX volume_backups_by_status ON volume_backups (status);
+CREATE INDEX volume_backups_by_task ON volume_backups (task) WHERE task IS NOT NULL;
 
 CREATE TABLE volume_types (
     id TEXT NOT NULL PRIMARY KEY,

@@ -4,8 +4,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
 use super::quotas::{self, Wanted};
-use super::row::{self, Pairs, json, uuid};
-use super::status::{SnapshotStatus, Status};
+use super::row::{self, Pairs, Volume, json, uuid};
+use super::status::{SnapshotStatus, Status, Task};
 use crate::compute::{Micros, now};
 use crate::{Cloud, Context, Error, Result};
 
@@ -23,6 +23,8 @@ pub struct Snapshot {
     /// In GiB.
     pub size: u32,
     pub status: SnapshotStatus,
+    /// What the reconciler has to do.
+    pub task: Option<Task>,
     pub metadata: Pairs,
     /// Of the volume, when it was made.
     pub bootable: bool,
@@ -44,6 +46,7 @@ impl Snapshot {
             description: row.get("description")?,
             size: row.get("size")?,
             status: row.get("status")?,
+            task: row.get("task")?,
             metadata: json(row, "metadata")?,
             bootable: row.get("bootable")?,
             image_metadata: json(row, "image_metadata")?,
@@ -53,7 +56,7 @@ impl Snapshot {
     }
 
     pub(super) fn save(&self, conn: &Connection) -> Result<()> {
-        const COLUMNS: [&str; 14] = [
+        const COLUMNS: [&str; 15] = [
             "id",
             "project_id",
             "user_id",
@@ -63,6 +66,7 @@ impl Snapshot {
             "description",
             "size",
             "status",
+            "task",
             "metadata",
             "bootable",
             "image_metadata",
@@ -80,6 +84,7 @@ impl Snapshot {
                 self.description,
                 self.size,
                 self.status,
+                self.task,
                 row::to_json(&self.metadata)?,
                 self.bootable,
                 row::to_json(&self.image_metadata)?,
@@ -130,46 +135,75 @@ pub async fn create(
 ) -> Result<Snapshot> {
     ctx.require("snapshots", "create")?;
     let (caller, volume) = (ctx.clone(), volume.to_owned());
-    let id = Uuid::new_v4();
     cloud
         .store
         .write(&ctx.user_id, move |conn| {
             let volume = row::find_text(conn, &caller, &volume)?;
-            let fits = match volume.status {
-                Status::Available => true,
-                Status::InUse => force,
-                _ => false,
-            };
-            if !fits {
-                return Err(Error::BadRequest(format!(
-                    "Invalid volume: Volume {} status must be available, but current status is: {}.",
-                    volume.id,
-                    volume.status.name()
-                )));
-            }
-            let project = caller.project()?;
-            let kind = volume.type_id.to_string();
-            quotas::check(conn, project, &kind, Wanted::Snapshot(volume.size))?;
-            let snapshot = Snapshot {
-                id,
-                project_id: volume.project_id.clone(),
-                user_id: caller.user_id.clone(),
-                volume_id: volume.id,
-                type_id: volume.type_id,
-                name: name.clone(),
-                description: description.clone(),
-                size: volume.size,
-                status: SnapshotStatus::Creating,
-                metadata: metadata.clone(),
-                bootable: volume.bootable,
-                image_metadata: volume.image_metadata,
-                created_at: now(),
-                updated_at: None,
-            };
-            snapshot.save(conn)?;
-            Ok(snapshot)
+            insert(
+                conn,
+                &caller,
+                volume,
+                (name.clone(), description.clone()),
+                &metadata,
+                force,
+            )
         })
         .await
+}
+
+/// Makes a snapshot of a volume that a server has, inside the server's own transaction; returns its id.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_for_server(conn: &Connection, ctx: &Context, volume: Uuid, name: &str) -> Result<Uuid> {
+    ctx.require("snapshots", "create")?;
+    let volume = row::find(conn, ctx, volume)?;
+    let names = (Some(name.to_owned()), Some(String::new()));
+    Ok(insert(conn, ctx, volume, names, &Pairs::new(), true)?.id)
+}
+
+fn insert(
+    conn: &Connection,
+    ctx: &Context,
+    volume: Volume,
+    (name, description): (Option<String>, Option<String>),
+    metadata: &Pairs,
+    force: bool,
+) -> Result<Snapshot> {
+    let fits = match volume.status {
+        Status::Available => true,
+        Status::InUse => force,
+        _ => false,
+    };
+    if !fits {
+        return Err(Error::BadRequest(format!(
+            "Invalid volume: Volume {} status must be available, but current status is: {}.",
+            volume.id,
+            volume.status.name()
+        )));
+    }
+    let project = ctx.project()?;
+    let kind = volume.type_id.to_string();
+    quotas::check(conn, project, &kind, Wanted::Snapshot(volume.size))?;
+    let snapshot = Snapshot {
+        id: Uuid::new_v4(),
+        project_id: volume.project_id.clone(),
+        user_id: ctx.user_id.clone(),
+        volume_id: volume.id,
+        type_id: volume.type_id,
+        name,
+        description,
+        size: volume.size,
+        status: SnapshotStatus::Creating,
+        task: Some(Task::Create),
+        metadata: metadata.clone(),
+        bootable: volume.bootable,
+        image_metadata: volume.image_metadata,
+        created_at: now(),
+        updated_at: None,
+    };
+    snapshot.save(conn)?;
+    Ok(snapshot)
 }
 
 /// One snapshot.
@@ -270,9 +304,11 @@ impl Metadata {
 /// 404, 413.
 pub async fn set_metadata(cloud: &Cloud, ctx: &Context, id: &str, metadata: Metadata) -> Result<Pairs> {
     ctx.require("snapshots", "update")?;
-    change(cloud, ctx, id, move |_, snapshot| metadata.apply(&mut snapshot.metadata))
-        .await
-        .map(|snapshot| snapshot.metadata)
+    change(cloud, ctx, id, move |_, snapshot| {
+        metadata.apply(&mut snapshot.metadata)
+    })
+    .await
+    .map(|snapshot| snapshot.metadata)
 }
 
 /// Removes a snapshot; the reconciler removes its bytes. `force` (for administrators): from whatever state.
@@ -292,6 +328,7 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: &str, force: bool) -> Resu
             ));
         }
         snapshot.status = SnapshotStatus::Deleting;
+        snapshot.task = Some(Task::Delete);
         Ok(())
     })
     .await

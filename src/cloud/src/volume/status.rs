@@ -14,9 +14,9 @@
 //!                               ▼
 //!                            deleting ──▶ gone            (also from error, error_*)
 //! ```
-//! States that end in *-ing* with work in them (`creating`, `extending`, `uploading`, `restoring-backup`, `deleting`) are the
-//! reconciler's: the row says what has to be done, the step is repeated until it is, and the state after it is written in one
-//! transaction. `backing-up` belongs to a backup's row. All others change by requests alone.
+//! What has to be done stands beside the state, as the row's [`Task`], for administrators may set states by hand: the reconciler
+//! repeats the task's step until it is done, and writes the state after it and the end of the task in one transaction.
+//! `backing-up` belongs to a backup's task. All other states change by requests alone.
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 
@@ -102,6 +102,8 @@ states! {
         Retyping = "retyping",
         /// An image is copied to it; set by administrators alone.
         Downloading = "downloading",
+        /// A snapshot is written over it.
+        Reverting = "reverting",
         /// It is taken over; set by administrators alone.
         Managing = "managing",
         /// It could not be taken over; set by administrators alone.
@@ -124,6 +126,8 @@ states! {
         ErrorDeleting = "error_deleting",
         /// A backup is being made of it.
         BackingUp = "backing-up",
+        /// It is being written over its volume.
+        Restoring = "restoring",
     }
 }
 
@@ -142,6 +146,24 @@ states! {
         Error = "error",
         /// It could not be removed.
         ErrorDeleting = "error_deleting",
+    }
+}
+
+states! {
+    /// What has to be done with the bytes of a volume, a snapshot or a backup.
+    Task {
+        /// Make them.
+        Create = "create",
+        /// Make more of them.
+        Extend = "extend",
+        /// Copy them to an image.
+        Upload = "upload",
+        /// Write a backup's over them.
+        Restore = "restore",
+        /// Write a snapshot's over them.
+        Revert = "revert",
+        /// Remove them.
+        Delete = "delete",
     }
 }
 

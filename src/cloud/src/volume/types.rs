@@ -84,9 +84,7 @@ fn missing(id: &str) -> Error {
 /// The type of this id, whoever asks.
 pub(super) fn get(conn: &Connection, id: Uuid) -> Result<Option<VolumeType>> {
     let mut query = conn.prepare_cached("SELECT * FROM volume_types WHERE id = ?1")?;
-    Ok(query
-        .query_row([id.to_string()], VolumeType::of_row)
-        .optional()?)
+    Ok(query.query_row([id.to_string()], VolumeType::of_row).optional()?)
 }
 
 /// The name of a type.
@@ -159,9 +157,7 @@ pub(super) fn default_of(conn: &Connection, ctx: &Context) -> Result<VolumeType>
     query
         .query_row([DEFAULT], VolumeType::of_row)
         .optional()?
-        .ok_or_else(|| {
-            Error::not_found("Default volume type", DEFAULT)
-        })
+        .ok_or_else(|| Error::not_found("Default volume type", DEFAULT))
 }
 
 /// All types that the caller may use; `is_public`: only those that are, or are not, for all.
@@ -171,7 +167,8 @@ pub async fn list(cloud: &Cloud, ctx: &Context, is_public: Option<bool>) -> Resu
     cloud
         .store
         .read(move |conn| {
-            let mut query = conn.prepare_cached("SELECT * FROM volume_types ORDER BY created_at DESC, id DESC")?;
+            let mut query =
+                conn.prepare_cached("SELECT * FROM volume_types ORDER BY created_at DESC, id DESC")?;
             let rows = query.query_map([], VolumeType::of_row)?;
             let mut found = Vec::new();
             for kind in rows {
@@ -322,9 +319,7 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: &str) -> Result<()> {
                     .prepare_cached(&format!("SELECT 1 FROM {table} WHERE type_id = ?1"))?
                     .exists([&id])?
                 {
-                    return Err(Error::BadRequest(
-                        "Target volume type is still in use.".into(),
-                    ));
+                    return Err(Error::BadRequest("Target volume type is still in use.".into()));
                 }
             }
             conn.execute("DELETE FROM volume_type_access WHERE type_id = ?1", [&id])?;
@@ -355,13 +350,15 @@ pub async fn set_specs(cloud: &Cloud, ctx: &Context, id: &str, specs: Pairs) -> 
 pub async fn unset_spec(cloud: &Cloud, ctx: &Context, id: &str, key: &str) -> Result<()> {
     ctx.require("volume_type_extra_specs", "update")?;
     let key = key.to_owned();
-    change(cloud, ctx, id, move |_, kind| match kind.extra_specs.remove(&key) {
-        Some(_) => Ok(()),
-        None => Err(Error::Named {
-            name: "VolumeTypeExtraSpecsNotFound",
-            kind: crate::error::Kind::NotFound,
-            message: format!("Volume Type {} has no extra specs with key {key}.", kind.id),
-        }),
+    change(cloud, ctx, id, move |_, kind| {
+        match kind.extra_specs.remove(&key) {
+            Some(_) => Ok(()),
+            None => Err(Error::Named {
+                name: "VolumeTypeExtraSpecsNotFound",
+                kind: crate::error::Kind::NotFound,
+                message: format!("Volume Type {} has no extra specs with key {key}.", kind.id),
+            }),
+        }
     })
     .await
     .map(drop)
@@ -385,8 +382,9 @@ pub async fn access(cloud: &Cloud, ctx: &Context, id: &str) -> Result<Vec<(Uuid,
                     message: "Access list not available for public volume types.".into(),
                 });
             }
-            let mut query = conn
-                .prepare_cached("SELECT project_id FROM volume_type_access WHERE type_id = ?1 ORDER BY project_id")?;
+            let mut query = conn.prepare_cached(
+                "SELECT project_id FROM volume_type_access WHERE type_id = ?1 ORDER BY project_id",
+            )?;
             let rows = query.query_map([kind.id.to_string()], |row| row.get(0))?;
             let projects = rows.collect::<rusqlite::Result<Vec<String>>>()?;
             Ok(projects.into_iter().map(|project| (kind.id, project)).collect())
@@ -407,7 +405,8 @@ pub async fn set_access(cloud: &Cloud, ctx: &Context, id: &str, project: &str, a
             let kind = find(conn, &caller, &id)?;
             if kind.is_public {
                 return Err(Error::BadRequest(
-                    "Invalid volume type: Type access modification is not applicable to public volume type.".into(),
+                    "Invalid volume type: Type access modification is not applicable to public volume type."
+                        .into(),
                 ));
             }
             let key = params![kind.id.to_string(), project];
@@ -419,7 +418,11 @@ pub async fn set_access(cloud: &Cloud, ctx: &Context, id: &str, project: &str, a
                         kind.id
                     )));
                 }
-            } else if conn.execute("DELETE FROM volume_type_access WHERE type_id = ?1 AND project_id = ?2", key)? == 0 {
+            } else if conn.execute(
+                "DELETE FROM volume_type_access WHERE type_id = ?1 AND project_id = ?2",
+                key,
+            )? == 0
+            {
                 return Err(Error::Named {
                     name: "VolumeTypeAccessNotFound",
                     kind: crate::error::Kind::NotFound,
@@ -438,11 +441,7 @@ pub async fn set_access(cloud: &Cloud, ctx: &Context, id: &str, project: &str, a
 ///
 /// # Errors
 /// 404 if a project is named that has none.
-pub async fn defaults(
-    cloud: &Cloud,
-    ctx: &Context,
-    project: Option<&str>,
-) -> Result<Vec<(String, Uuid)>> {
+pub async fn defaults(cloud: &Cloud, ctx: &Context, project: Option<&str>) -> Result<Vec<(String, Uuid)>> {
     ctx.require("volume_default_types", "show")?;
     let project = project.map(str::to_owned);
     cloud
@@ -482,7 +481,10 @@ pub async fn set_default(
         .store
         .write(&ctx.user_id, move |conn| {
             let Some(kind) = &kind else {
-                conn.execute("DELETE FROM volume_default_types WHERE project_id = ?1", [&project])?;
+                conn.execute(
+                    "DELETE FROM volume_default_types WHERE project_id = ?1",
+                    [&project],
+                )?;
                 return Ok(None);
             };
             let kind = find_by_name(conn, &caller, kind)?;
