@@ -65,7 +65,14 @@ impl Venv {
     /// Installs it, unless the one there was installed from the same list.
     pub fn install(&self, steps: &Steps) -> Result<()> {
         let list = paths::root().join(self.constraints);
-        let wanted = fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
+        let constraints =
+            fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
+        // An environment cannot be moved: its programs name its path.
+        let wanted = format!(
+            "# {}
+{constraints}",
+            self.path().display()
+        );
         let mark = self.path().join("allod-installed");
         if fs::read_to_string(&mark).is_ok_and(|have| have == wanted) {
             return Ok(());
