@@ -18,6 +18,7 @@ pub mod compute;
 pub mod identity;
 pub mod image;
 pub mod network;
+pub mod placement;
 pub mod volume;
 
 use std::sync::Arc;

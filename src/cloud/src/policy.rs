@@ -44,6 +44,7 @@ pub const TABLES: &[&[Rule]] = &[
     crate::compute::POLICY,
     crate::network::POLICY,
     crate::volume::POLICY,
+    crate::placement::POLICY,
 ];
 
 impl Context {
@@ -85,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    const SERVICES: [&str; 5] = ["identity", "image", "compute", "network", "volume"];
+    const SERVICES: [&str; 6] = ["identity", "image", "compute", "network", "volume", "placement"];
     const ROLES: [&str; 4] = ["reader", "member", "manager", "admin"];
 
     fn context(role: Option<&str>) -> Context {

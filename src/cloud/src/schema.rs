@@ -29,4 +29,9 @@ pub const STEPS: &[Step] = &[
         name: "volume",
         sql: crate::volume::SCHEMA,
     },
+    Step {
+        number: 6,
+        name: "placement",
+        sql: crate::placement::SCHEMA,
+    },
 ];

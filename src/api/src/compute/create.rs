@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use cloud::Error;
-use cloud::compute::servers::{Create, NetRequest, Networks};
+use cloud::compute::servers::{BlockDevice, Create, NetRequest, Networks, TaggedNetwork};
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::check::{Object, boolean_of, invalid, metadata_of, name_of, uuid_of};
+use super::devices;
 use super::microversion::Microversion;
 
 /// The longest user data, as base64.
@@ -148,8 +149,10 @@ pub(super) fn parse(body: &Value, version: Microversion) -> Result<Request, Erro
         Some(host) => Some(host),
         None => server.string("hypervisor_hostname", 1, 255)?,
     };
+    let (image, devices) = disks(&server, version)?;
     let create = Create {
-        image: image(&server)?,
+        image,
+        devices,
         flavor,
         networks,
         security_groups: security_groups(&server)?,
@@ -234,12 +237,12 @@ fn known(version: Microversion) -> Vec<&'static str> {
 }
 
 /// Some clients send a whole link where an id is meant.
-fn last_segment(text: &str) -> String {
+pub(super) fn last_segment(text: &str) -> String {
     text.rsplit('/').next().unwrap_or(text).to_owned()
 }
 
 /// 12 characters that no one confuses.
-fn password() -> String {
+pub(super) fn password() -> String {
     const LETTERS: &[u8] = b"23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
     let bytes: [u8; 12] = rand::random();
     bytes
@@ -262,14 +265,8 @@ fn counts(server: &Object<'_>) -> Result<(u32, u32), Error> {
     Ok((min, max))
 }
 
-/// The image: `imageRef`, or the one disk mapping that is possible without volumes.
-fn image(server: &Object<'_>) -> Result<Uuid, Error> {
-    if let Some(value) = server.get("block_device_mapping") {
-        let why = "Volumes are not available: boot from an image";
-        if !value.as_array().is_some_and(Vec::is_empty) {
-            return Err(invalid(&server.path("block_device_mapping"), value, why));
-        }
-    }
+/// The image of a local root disk, and the disks beside it: `imageRef` and `block_device_mapping_v2`.
+fn disks(server: &Object<'_>, version: Microversion) -> Result<(Option<Uuid>, Vec<BlockDevice>), Error> {
     if let Some(value) = server.get("personality")
         && !value.as_array().is_some_and(Vec::is_empty)
     {
@@ -282,60 +279,45 @@ fn image(server: &Object<'_>) -> Result<Uuid, Error> {
         let why = "Image signatures are not verified here";
         return Err(invalid(&server.path("trusted_image_certificates"), value, why));
     }
-    let mut of_mapping = None;
-    for (index, value) in server
-        .array("block_device_mapping_v2")?
-        .into_iter()
-        .flatten()
-        .enumerate()
-    {
-        let path = server.path(&format!("block_device_mapping_v2[{index}]"));
-        of_mapping = Some(local_image(&path, value, of_mapping.is_some())?);
-    }
+    let mapping = devices::parse(server, version)?;
     let image_ref = server.get("imageRef");
     let of_ref = match image_ref {
         None => None,
         Some(Value::String(text)) if text.is_empty() => None,
-        Some(value) => {
-            let id = value
-                .as_str()
-                .map(last_segment)
-                .and_then(|text| text.parse().ok());
-            let why = || invalid("server.imageRef", value, &format!("{value} is not a 'uuid'"));
-            Some(id.ok_or_else(why)?)
-        }
+        Some(value) => Some(image_of(value)?),
     };
-    match (of_ref, of_mapping) {
-        (Some(image), None) | (None, Some(image)) => Ok(image),
-        (Some(image), Some(mapped)) if image == mapped => Ok(image),
-        (Some(_), Some(_)) => Err(Error::BadRequest(
+    let boots = mapping.devices.iter().any(|device| device.boot);
+    match (of_ref, mapping.image) {
+        (Some(image), Some(mapped)) if image != mapped => Err(Error::BadRequest(
             "Block Device Mapping is Invalid: its image is another than imageRef.".into(),
+        )),
+        // An image beside a volume to boot from is what the volume is made of, to some clients.
+        (Some(_), None) if boots => Ok((None, mapping.devices)),
+        (Some(image), _) | (None, Some(image)) => Ok((Some(image), mapping.devices)),
+        (None, None) if boots => Ok((None, mapping.devices)),
+        (None, None) if !mapping.devices.is_empty() => Err(Error::BadRequest(
+            "Block Device Mapping is Invalid: Boot sequence for the instance and image/block device mapping \
+             combination is not valid."
+                .into(),
         )),
         (None, None) if image_ref.is_some() => Err(Error::BadRequest("Invalid imageRef provided.".into())),
         (None, None) => Err(Error::BadRequest("Missing imageRef attribute".into())),
     }
 }
 
-/// A mapping image → local disk, boot index 0.
-fn local_image(path: &str, value: &Value, another: bool) -> Result<Uuid, Error> {
-    let mapping = Object::of(path, value)?;
-    let word = |key: &str| mapping.string(key, 0, 255);
-    let source = word("source_type")?.unwrap_or("image");
-    let destination = word("destination_type")?.unwrap_or("local");
-    if source != "image" || destination != "local" {
-        let why = "Block Device Mapping is Invalid: volumes are not available, only source_type image with \
-                   destination_type local";
-        return Err(super::servers::unsupported(path, value, why));
-    }
-    let first = match mapping.get("boot_index") {
-        None | Some(Value::Null) => true,
-        Some(_) => mapping.integer("boot_index", -1, i64::MAX)? == Some(0),
-    };
-    if another || !first {
-        let why = "Block Device Mapping is Invalid: a server has one local disk, with boot_index 0";
-        return Err(super::servers::unsupported(path, value, why));
-    }
-    uuid_of(&mapping.path("uuid"), mapping.required("uuid")?)
+/// The id in an `imageRef`, which may be a whole link.
+pub(super) fn image_of(value: &Value) -> Result<Uuid, Error> {
+    let id = value
+        .as_str()
+        .map(last_segment)
+        .and_then(|text| text.parse().ok());
+    id.ok_or_else(|| invalid("imageRef", value, &format!("{value} is not a 'uuid'")))
+}
+
+/// Networks and disks take a tag.
+pub(super) fn takes_tags(version: Microversion) -> bool {
+    version >= Microversion::DEVICE_TAGS
+        || (Microversion::DEVICE_TAGS_ONCE..=Microversion::NO_NETWORK_PROXIES).contains(&version)
 }
 
 fn networks(server: &Object<'_>, version: Microversion) -> Result<Networks, Error> {
@@ -358,8 +340,7 @@ fn networks(server: &Object<'_>, version: Microversion) -> Result<Networks, Erro
             ));
         }
     }
-    let tags = version >= Microversion::DEVICE_TAGS
-        || (Microversion::DEVICE_TAGS_ONCE..=Microversion::NO_NETWORK_PROXIES).contains(&version);
+    let tags = takes_tags(version);
     let mut list = Vec::new();
     for (index, item) in server.array("networks")?.into_iter().flatten().enumerate() {
         let network = Object::of(format!("server.networks[{index}]"), item)?;
@@ -395,11 +376,13 @@ fn networks(server: &Object<'_>, version: Microversion) -> Result<Networks, Erro
         }
         let twice = list
             .iter()
-            .any(|n: &NetRequest| n.port.is_some() && n.port == request.port);
+            .any(|n: &TaggedNetwork| n.request.port.is_some() && n.request.port == request.port);
         if twice {
             return Err(Error::BadRequest("The same port cannot be given twice.".into()));
         }
-        list.push(request);
+        let tag = network.get("tag").filter(|v| !v.is_null());
+        let tag = tag.map(|tag| tag_of(&network.path("tag"), tag)).transpose()?;
+        list.push(TaggedNetwork { request, tag });
     }
     Ok(Networks::List(list))
 }
@@ -417,7 +400,7 @@ fn security_groups(server: &Object<'_>) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-fn user_data(server: &Object<'_>) -> Result<Option<String>, Error> {
+pub(super) fn user_data(server: &Object<'_>) -> Result<Option<String>, Error> {
     let Some(value) = server.get("user_data").filter(|v| !v.is_null()) else {
         return Ok(None);
     };
@@ -526,7 +509,7 @@ mod tests {
         )
         .ok()
         .unwrap();
-        assert_eq!(request.create.image.to_string(), IMAGE);
+        assert_eq!(request.create.image.unwrap().to_string(), IMAGE);
         assert_eq!((request.create.min_count, request.create.max_count), (1, 3));
         assert!(request.create.config_drive);
         assert_eq!(request.admin_pass.len(), 12);
@@ -534,13 +517,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_a_400_that_says_so() {
-        let volume = json!([{"boot_index": 0, "source_type": "image", "destination_type": "volume", "uuid": IMAGE,
-            "volume_size": 1}]);
+        let local = json!([{"boot_index": 1, "source_type": "image", "destination_type": "local", "uuid": IMAGE}]);
         for (extra, word) in [
-            (
-                json!({"block_device_mapping_v2": volume}),
-                "volumes are not available",
-            ),
+            (json!({"block_device_mapping_v2": local}), "Mapping image to local is not supported"),
             (json!({"imageRef": ""}), "imageRef"),
             (json!({"imageRef": "x"}), "uuid"),
             (json!({"name": ""}), "too short"),

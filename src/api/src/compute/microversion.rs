@@ -38,6 +38,8 @@ changes! {
     MORE_ADMIN_ATTRIBUTES = 3;
     /// Everyone may filter servers by `ip6`.
     IP6_FILTER = 5;
+    /// Consoles are asked for at `remote-consoles`.
+    REMOTE_CONSOLES = 6;
     /// A public flavor is given no access list.
     FLAVOR_ACCESS_CHECK = 7;
     /// Servers show `locked`.
@@ -56,6 +58,8 @@ changes! {
     DESCRIPTION = 19;
     /// The history of deleted servers is shown.
     DELETED_HISTORY = 21;
+    /// A server's migrations are shown.
+    SERVER_MIGRATIONS = 23;
     /// Servers have tags.
     TAGS = 26;
     /// `cpu_info` of a hypervisor is an object.
@@ -78,22 +82,32 @@ changes! {
     USAGE_PAGES = 40;
     /// Networks and disks of a new server take a tag.
     DEVICE_TAGS = 42;
+    /// `createImage` and `createBackup` answer with the image's id.
+    IMAGE_ID = 45;
     /// Servers show their flavor itself.
     FLAVOR_EMBEDDED = 47;
     /// `diagnostics` are the same for all drivers.
     DIAGNOSTICS = 48;
+    /// Interfaces and volumes take a tag when they are attached.
+    ATTACH_TAGS = 49;
+    /// Server groups and members have left the old quota classes.
+    QUOTA_CLASSES = 50;
     /// Everyone sees the events of an action, admins with their traceback.
     ACTION_EVENTS = 51;
     /// A new server takes tags.
     TAGS_AT_CREATION = 52;
     /// Hypervisors and services have UUIDs and new routes.
     UUIDS = 53;
+    /// A rebuild gives another key pair.
+    REBUILD_KEY = 54;
     /// Flavors have a description.
     FLAVOR_DESCRIPTION = 55;
     /// Files are not injected.
     NO_PERSONALITY = 57;
     /// Lists of actions have pages and `updated_at`.
     ACTION_PAGES = 58;
+    /// Volumes that several servers have are attached.
+    MULTIATTACH = 60;
     /// Flavors show their extra specs.
     FLAVOR_EXTRA_SPECS = 61;
     /// Events show host and `hostId`.
@@ -116,16 +130,34 @@ changes! {
     HOST_AT_CREATION = 74;
     /// Unknown query parameters are errors; `PUT` answers with all attributes; a flavor's `swap` is 0, not "".
     STRICT_QUERIES = 75;
+    /// A shelved server comes back in a zone that is named.
+    UNSHELVE_ZONE = 77;
+    /// `topology` of a server is shown.
+    TOPOLOGY = 78;
+    /// Attached volumes show `delete_on_termination`, and take it when they are attached.
+    DELETE_ON_TERMINATION = 79;
+    /// Lists of migrations show users and projects.
+    MIGRATION_OWNERS = 80;
     /// Everyone may filter servers by more.
     MORE_FILTERS = 83;
     /// Events show details.
     EVENT_DETAILS = 84;
+    /// Attached volumes change `delete_on_termination`.
+    UPDATE_TERMINATION = 85;
+    /// A server that was booted from a volume is rescued.
+    RESCUE_VOLUME_BACKED = 87;
     /// Hypervisors show no use of resources; `uptime` is among their attributes.
     HYPERVISOR_NO_USE = 88;
+    /// Attached volumes show `attachment_id` and `bdm_uuid`, and no `id`.
+    ATTACHMENT_IDS = 89;
     /// A server's hostname is shown, set and changed.
     HOSTNAME = 90;
+    /// An admin names the host that a shelved server comes back on.
+    UNSHELVE_HOST = 91;
     /// Keys are not generated; names of key pairs may have `@` and `.`.
     NO_KEY_GENERATION = 92;
+    /// The root volume of a server that was booted from one is written anew by a rebuild.
+    REBUILD_VOLUME_BACKED = 93;
     /// A hostname may be a fully qualified one.
     FQDN = 94;
     /// Servers show the zone that was asked for.

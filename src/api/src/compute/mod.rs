@@ -3,14 +3,18 @@
 mod actions;
 mod check;
 mod create;
+mod devices;
 mod flavors;
 mod groups;
 mod hosts;
 mod keypairs;
 mod list;
+mod machines;
 pub mod microversion;
 mod parts;
+mod plugs;
 mod quotas;
+mod security;
 mod servers;
 #[cfg(test)]
 mod tests;
@@ -158,24 +162,50 @@ pub fn router() -> Router<AppState> {
         .route("/servers/{id}/ips/{network}", get(parts::ips_of_network))
         .route(
             "/servers/{id}/os-interface",
-            get(parts::interfaces).post(parts::attach),
+            get(plugs::interfaces).post(plugs::attach_interface),
         )
         .route(
             "/servers/{id}/os-interface/{port}",
-            get(parts::interface).delete(parts::detach),
+            get(plugs::interface).delete(plugs::detach_interface),
         )
         .route("/servers/{id}/os-security-groups", get(parts::security_groups))
         .route(
             "/servers/{id}/os-volume_attachments",
-            get(parts::volumes).post(parts::attach),
+            get(plugs::volumes).post(plugs::attach_volume),
         )
-        .route("/servers/{id}/os-volume_attachments/{volume}", get(parts::volume))
+        .route(
+            "/servers/{id}/os-volume_attachments/{volume}",
+            get(plugs::volume)
+                .put(plugs::update_volume)
+                .delete(plugs::detach_volume),
+        )
         .route("/servers/{id}/os-instance-actions", get(parts::history))
         .route(
             "/servers/{id}/os-instance-actions/{request}",
             get(parts::history_entry),
         )
         .route("/servers/{id}/diagnostics", get(parts::diagnostics))
+        .route("/servers/{id}/topology", get(machines::topology))
+        .route("/servers/{id}/migrations", get(machines::migrations))
+        .route("/servers/{id}/migrations/{migration}", get(machines::migration))
+        .route("/servers/{id}/os-server-password", get(machines::password))
+        .route(
+            "/servers/{id}/remote-consoles",
+            post(machines::remote_console),
+        )
+        .route("/os-server-external-events", post(machines::external_events))
+        .route("/os-security-groups", get(security::index).post(security::create))
+        .route(
+            "/os-security-groups/{id}",
+            get(security::show)
+                .put(security::update)
+                .delete(security::delete),
+        )
+        .route("/os-security-group-rules", post(security::create_rule))
+        .route(
+            "/os-security-group-rules/{id}",
+            axum::routing::delete(security::delete_rule),
+        )
         .route("/os-server-groups", get(groups::index).post(groups::create))
         .route("/os-server-groups/{id}", get(groups::show).delete(groups::delete))
         .route("/os-availability-zone", get(hosts::zones))

@@ -5,7 +5,7 @@ use axum::http::header::LOCATION;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::IntoResponse;
 use cloud::compute::actions::{self, Entry, Page};
-use cloud::compute::servers::{self, Interface, MetadataChange, TagChange};
+use cloud::compute::servers::{self, MetadataChange, TagChange};
 use cloud::compute::{Micros, state::VmState};
 use cloud::{Context, Error};
 use serde_json::{Value, json};
@@ -216,102 +216,13 @@ pub(super) async fn ips_of_network(
     }
 }
 
-fn interface_view(version: Microversion, interface: &Interface) -> Value {
-    let ips: Vec<Value> = interface
-        .fixed_ips
-        .iter()
-        .map(|(subnet, ip)| json!({"subnet_id": subnet, "ip_address": ip}))
-        .collect();
-    let mut view = json!({
-        "port_id": interface.port,
-        "net_id": interface.network,
-        "mac_addr": interface.mac,
-        "port_state": interface.status,
-        "fixed_ips": ips,
-    });
-    if version >= Microversion::INTERFACE_TAGS {
-        view["tag"] = Value::Null;
-    }
-    view
-}
-
-pub(super) async fn interfaces(
-    State(app): State<AppState>,
-    Auth(ctx): Auth,
-    version: Microversion,
-    Path(id): Path<String>,
-) -> Answer {
-    let all = servers::interfaces(&app.cloud, &ctx, &id).await?;
-    let views: Vec<Value> = all.iter().map(|i| interface_view(version, i)).collect();
-    ok(json!({"interfaceAttachments": views}))
-}
-
-pub(super) async fn interface(
-    State(app): State<AppState>,
-    Auth(ctx): Auth,
-    version: Microversion,
-    Path((id, port)): Path<(String, String)>,
-) -> Answer {
-    let all = servers::interfaces(&app.cloud, &ctx, &id).await?;
-    let found = all.iter().find(|i| i.port.to_string() == port);
-    match found {
-        Some(interface) => {
-            let mut view = interface_view(version, interface);
-            if let Some(view) = view.as_object_mut() {
-                view.remove("tag");
-            }
-            ok(json!({"interfaceAttachment": view}))
-        }
-        None => Err(Error::not_found("Port", port).into()),
-    }
-}
-
-/// Disks and interfaces of a server are those that it was made with.
-pub(super) async fn attach(State(app): State<AppState>, Auth(ctx): Auth, Path(id): Path<String>) -> Answer {
-    ctx.require("servers", "action")?;
-    servers::show(&app.cloud, &ctx, &id).await?;
-    Err(Error::BadRequest(
-        "Interfaces and volumes cannot be attached to a server here: name them when the server is made."
-            .into(),
-    )
-    .into())
-}
-
-pub(super) async fn detach(
-    State(app): State<AppState>,
-    Auth(ctx): Auth,
-    Path((id, _)): Path<(String, String)>,
-) -> Answer {
-    ctx.require("servers", "action")?;
-    servers::show(&app.cloud, &ctx, &id).await?;
-    Err(Error::BadRequest("Interfaces cannot be detached from a server here.".into()).into())
-}
-
 pub(super) async fn security_groups(
     State(app): State<AppState>,
     Auth(ctx): Auth,
     Path(id): Path<String>,
 ) -> Answer {
-    let groups = servers::security_groups(&app.cloud, &ctx, &id).await?;
+    let groups = cloud::compute::security::of_server(&app.cloud, &ctx, &id).await?;
     ok(json!({"security_groups": groups}))
-}
-
-pub(super) async fn volumes(State(app): State<AppState>, Auth(ctx): Auth, Path(id): Path<String>) -> Answer {
-    servers::show(&app.cloud, &ctx, &id).await?;
-    ok(json!({"volumeAttachments": []}))
-}
-
-pub(super) async fn volume(
-    State(app): State<AppState>,
-    Auth(ctx): Auth,
-    Path((id, volume)): Path<(String, String)>,
-) -> Answer {
-    servers::show(&app.cloud, &ctx, &id).await?;
-    Err(Failure(crate::fault::Fault::http(
-        crate::fault::Service::Compute,
-        StatusCode::NOT_FOUND,
-        format!("Instance {id} is not attached to volume {volume}"),
-    )))
 }
 
 fn entry_view(version: Microversion, id: &str, entry: &Entry) -> Value {

@@ -6,11 +6,11 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::IntoResponse;
 use cloud::compute::actions::{self, Action};
 use cloud::compute::groups;
-use cloud::compute::servers::{self, Update};
+use cloud::compute::servers::{self, Details, Update};
 use cloud::{Context, Error};
 use serde_json::{Value, json};
 
-use super::check::{Object, invalid};
+use super::check::Object;
 use super::microversion::Microversion;
 use super::views::{Links, server_brief, server_view};
 use super::{Answer, create as parse_create, empty, list as parse_list, ok};
@@ -145,15 +145,14 @@ fn parse_update(body: &Value, version: Microversion) -> Result<Update, Error> {
     })
 }
 
-pub(super) async fn update(
-    State(app): State<AppState>,
-    Auth(ctx): Auth,
+/// The server as the answers to changes have it.
+pub(super) fn changed_view(
+    links: &Links,
     version: Microversion,
-    Path(id): Path<String>,
-    Json(body): Json<Value>,
-) -> Answer {
-    let details = servers::update(&app.cloud, &ctx, &id, parse_update(&body, version)?).await?;
-    let mut view = server_view(&Links::new(&app), version, &ctx, &details, None);
+    ctx: &Context,
+    details: &Details,
+) -> Value {
+    let mut view = server_view(links, version, ctx, details, None);
     if version < Microversion::STRICT_QUERIES
         && let Some(fields) = view.as_object_mut()
     {
@@ -164,15 +163,22 @@ pub(super) async fn update(
                 && !["config_drive", "key_name", "security_groups", "host_status"].contains(&key.as_str())
         });
     }
+    view
+}
+
+pub(super) async fn update(
+    State(app): State<AppState>,
+    Auth(ctx): Auth,
+    version: Microversion,
+    Path(id): Path<String>,
+    Json(body): Json<Value>,
+) -> Answer {
+    let details = servers::update(&app.cloud, &ctx, &id, parse_update(&body, version)?).await?;
+    let view = changed_view(&Links::new(&app), version, &ctx, &details);
     ok(json!({"server": view}))
 }
 
 pub(super) async fn delete(State(app): State<AppState>, Auth(ctx): Auth, Path(id): Path<String>) -> Answer {
     actions::act(&app.cloud, &ctx, &id, Action::Delete).await?;
     empty(StatusCode::NO_CONTENT)
-}
-
-/// The error for a value that a body must not have.
-pub(super) fn unsupported(field: &str, value: &Value, why: &str) -> Error {
-    invalid(field, value, why)
 }

@@ -2,6 +2,7 @@
 
 use cloud::Context;
 use cloud::compute::Address;
+use cloud::compute::disks::Disk;
 use cloud::compute::flavors::Flavor;
 use cloud::compute::servers::{Details, Server};
 use cloud::compute::state::{Power, Task};
@@ -127,6 +128,17 @@ fn embedded_flavor(links: &Links, version: Microversion, flavor: &Flavor) -> Val
     })
 }
 
+fn volumes(version: Microversion, details: &Details) -> Vec<Value> {
+    let view = |disk: &Disk| {
+        let mut view = json!({"id": disk.volume});
+        if version >= Microversion::MORE_ADMIN_ATTRIBUTES {
+            view["delete_on_termination"] = json!(disk.delete_on_termination);
+        }
+        view
+    };
+    details.volumes.iter().map(view).collect()
+}
+
 /// All attributes of a server. `groups`: its server groups, which only `show` tells (2.71).
 pub(super) fn server_view(
     links: &Links,
@@ -168,7 +180,7 @@ pub(super) fn server_view(
         "OS-EXT-STS:task_state": server.task_state.map(Task::as_str),
         "OS-EXT-STS:vm_state": server.vm_state.as_str(),
         "OS-EXT-STS:power_state": server.power_state as u8,
-        "os-extended-volumes:volumes_attached": [],
+        "os-extended-volumes:volumes_attached": volumes(version, details),
     });
     view["image"] = match server.image_id {
         Some(image) => {
@@ -194,7 +206,10 @@ pub(super) fn server_view(
         }
         view["fault"] = shown;
     }
-    if matches!(status, "ACTIVE" | "BUILD") {
+    if matches!(
+        status,
+        "ACTIVE" | "BUILD" | "REBUILD" | "RESIZE" | "VERIFY_RESIZE" | "REVERT_RESIZE"
+    ) {
         view["progress"] = json!(if server.power_state == Power::Running {
             100
         } else {

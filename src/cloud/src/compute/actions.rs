@@ -1,7 +1,9 @@
 //! What can be done to a server, and what was done (`os-instance-actions`).
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use uuid::Uuid;
 
+use super::change::{self, NewImage, Rebuild};
 use super::servers::{LockedBy, Server, find, record};
 use super::state::{Power, Task, VmState, Wanted};
 use super::{Micros, now, ports};
@@ -35,6 +37,34 @@ pub enum Action {
         /// `active`; else `error`.
         active: bool,
     },
+    /// Give it another flavor.
+    Resize {
+        /// The flavor.
+        flavor: String,
+        /// `OS-DCF:diskConfig`.
+        disk_config: Option<String>,
+    },
+    /// Keep the other flavor.
+    ConfirmResize,
+    /// Back to the flavor that it had.
+    RevertResize,
+    /// A new root disk.
+    Rebuild(Box<Rebuild>),
+    /// Run it from a rescue disk, made of this image or its own.
+    Rescue {
+        /// The image.
+        image: Option<Uuid>,
+    },
+    /// Run it from its own disk again.
+    Unrescue,
+    /// Make an image of it.
+    CreateImage(Box<NewImage>),
+    /// Keep it as an image.
+    Shelve,
+    /// Free the node of a shelved server; here that is done when it is shelved.
+    ShelveOffload,
+    /// Bring it back.
+    Unshelve,
     /// Add a security group to all its ports.
     AddSecurityGroup(String),
     /// Remove one from all its ports.
@@ -55,6 +85,16 @@ impl Action {
             Action::Lock { .. } => "lock",
             Action::Unlock => "unlock",
             Action::ResetState { .. } => "reset state",
+            Action::Resize { .. } => "resize",
+            Action::ConfirmResize => "confirmResize",
+            Action::RevertResize => "revertResize",
+            Action::Rebuild(_) => "rebuild",
+            Action::Rescue { .. } => "rescue",
+            Action::Unrescue => "unrescue",
+            Action::CreateImage(_) => "createImage",
+            Action::Shelve => "shelve",
+            Action::ShelveOffload => "shelveOffload",
+            Action::Unshelve => "unshelve",
             Action::AddSecurityGroup(_) => "addSecurityGroup",
             Action::RemoveSecurityGroup(_) => "removeSecurityGroup",
             Action::Delete => "delete",
@@ -73,6 +113,14 @@ impl Action {
             Action::Reboot { hard: true } => matches!(vm, Active | Stopped | Paused | Error),
             Action::Pause => vm == Active,
             Action::Unpause => vm == Paused,
+            Action::Resize { .. } => matches!(vm, Active | Stopped),
+            Action::ConfirmResize | Action::RevertResize => vm == Resized,
+            Action::Rebuild(_) | Action::Rescue { .. } => matches!(vm, Active | Stopped | Error),
+            Action::Unrescue => vm == Rescued,
+            Action::CreateImage(_) | Action::Shelve => matches!(vm, Active | Stopped | Paused),
+            // Nothing is shelved and on a node here.
+            Action::ShelveOffload => false,
+            Action::Unshelve => vm == ShelvedOffloaded,
             Action::AddSecurityGroup(_) | Action::RemoveSecurityGroup(_) => vm != Building,
             Action::Lock { .. } | Action::Unlock | Action::ResetState { .. } | Action::Delete => true,
         };
@@ -98,8 +146,23 @@ impl Action {
             | Action::Stop
             | Action::Reboot { hard: false }
             | Action::Pause
-            | Action::Unpause => false,
-            _ => true,
+            | Action::Unpause
+            | Action::Resize { .. }
+            | Action::ConfirmResize
+            | Action::RevertResize
+            | Action::Rebuild(_)
+            | Action::Rescue { .. }
+            | Action::Unrescue
+            | Action::CreateImage(_)
+            | Action::Shelve
+            | Action::ShelveOffload
+            | Action::Unshelve => false,
+            Action::Lock { .. }
+            | Action::Unlock
+            | Action::ResetState { .. }
+            | Action::AddSecurityGroup(_)
+            | Action::RemoveSecurityGroup(_)
+            | Action::Delete => true,
         };
         if allowed {
             return Ok(());
@@ -118,20 +181,28 @@ pub async fn act(cloud: &Cloud, ctx: &Context, id: &str, action: Action) -> Resu
     let rule = match action {
         Action::Delete => "delete",
         Action::ResetState { .. } => "reset_state",
+        Action::Resize { .. } | Action::ConfirmResize | Action::RevertResize => "resize",
+        Action::Rebuild(_) => "rebuild",
+        Action::Rescue { .. } | Action::Unrescue => "rescue",
+        Action::CreateImage(_) => "create_image",
+        Action::Shelve | Action::Unshelve => "shelve",
+        Action::ShelveOffload => "shelve_offload",
         _ => "action",
     };
     ctx.require("servers", rule)?;
+    let fresh = Uuid::new_v4();
     let (ctx, id) = (ctx.clone(), id.to_owned());
     let actor = ctx.user_id.clone();
     cloud
         .store
         .write(&actor, move |conn| {
-            apply(conn, &ctx, find(conn, &ctx, &id)?, &action)
+            apply(conn, &ctx, find(conn, &ctx, &id)?, &action, fresh)
         })
         .await
 }
 
-fn apply(conn: &Connection, ctx: &Context, mut server: Server, action: &Action) -> Result<()> {
+/// `fresh`: the id of the volume or image that the action makes, if it makes one.
+fn apply(conn: &Connection, ctx: &Context, mut server: Server, action: &Action, fresh: Uuid) -> Result<()> {
     let unlocks = matches!(
         action,
         Action::Unlock | Action::Lock { .. } | Action::ResetState { .. }
@@ -213,6 +284,24 @@ fn apply(conn: &Connection, ctx: &Context, mut server: Server, action: &Action) 
                 server.fault = None;
             }
         }
+        Action::Resize { flavor, disk_config } => {
+            change::resize(conn, ctx, &mut server, flavor, disk_config.as_deref(), fresh)?;
+        }
+        Action::ConfirmResize => change::confirm(conn, ctx, &mut server)?,
+        Action::RevertResize => change::revert(conn, ctx, &mut server)?,
+        Action::Rebuild(rebuild) => {
+            let rebuild = Rebuild {
+                root: fresh,
+                ..(**rebuild).clone()
+            };
+            change::rebuild(conn, ctx, &mut server, &rebuild)?;
+        }
+        Action::Rescue { image } => change::rescue(conn, ctx, &mut server, *image, fresh)?,
+        Action::Unrescue => change::unrescue(conn, ctx, &mut server)?,
+        Action::CreateImage(new) => change::create_image(conn, ctx, &mut server, new)?,
+        Action::Shelve => change::shelve(conn, ctx, &mut server, fresh)?,
+        Action::ShelveOffload => {}
+        Action::Unshelve => change::unshelve(conn, ctx, &mut server)?,
         Action::AddSecurityGroup(name) => {
             ports::change_security_group(conn, ctx, server.id, name, true)?;
         }
@@ -353,6 +442,33 @@ pub async fn history_entry(
             })
         })
         .await
+}
+
+/// One request of several that are open is ended.
+pub(super) fn finish_one(
+    conn: &Connection,
+    server: &Server,
+    request_id: Option<&str>,
+    result: Result<(), &str>,
+) -> Result<()> {
+    let now = now();
+    let (word, message) = match result {
+        Ok(()) => ("Success", None),
+        Err(message) => ("Error", Some(message)),
+    };
+    conn.prepare_cached(
+        "UPDATE compute_actions SET finished_at = ?3, updated_at = ?3, result = ?4, message = ?5, host = ?6 \
+         WHERE server_id = ?1 AND request_id = ?2 AND finished_at IS NULL",
+    )?
+    .execute(params![
+        server.id.to_string(),
+        request_id,
+        now,
+        word,
+        message,
+        server.host
+    ])?;
+    Ok(())
 }
 
 /// The reconciler has ended what was asked: every entry that is still open gets its result.

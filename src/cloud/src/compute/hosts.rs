@@ -37,6 +37,11 @@ fn id_of(kind: &str, node: &str) -> Uuid {
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
 }
 
+/// The node as a resource provider: the same id as its hypervisor's.
+pub(super) fn provider(node: &str) -> Uuid {
+    id_of("hypervisor", node)
+}
+
 /// All nodes.
 pub async fn hypervisors(cloud: &Cloud, ctx: &Context) -> Result<Vec<Hypervisor>> {
     ctx.require("hypervisors", "list")?;

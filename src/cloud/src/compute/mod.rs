@@ -11,6 +11,9 @@
 //! ```
 
 pub mod actions;
+pub mod attach;
+pub mod change;
+pub mod disks;
 pub mod flavors;
 pub mod groups;
 pub mod hosts;
@@ -21,10 +24,12 @@ mod ports;
 pub mod quotas;
 mod reconciler;
 mod scheduler;
+pub mod security;
 pub mod servers;
 pub mod state;
 mod time;
 pub mod usage;
+mod volumes;
 
 pub use metadata::metadata_of;
 pub use ports::Address;
@@ -33,6 +38,11 @@ pub use time::{Micros, now};
 
 use crate::error::Kind;
 use crate::policy::{Rule, Who, rule};
+
+/// A column with a UUID's text, for rooms beside.
+pub(crate) fn uuid_column(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<uuid::Uuid> {
+    servers::uuid(row, column)
+}
 
 /// 404 with words that [`crate::Error::NotFound`] cannot form.
 fn missing(message: impl Into<String>) -> crate::Error {
@@ -68,6 +78,19 @@ pub const POLICY: &[Rule] = &[
     rule("servers", "update", Who::Member),
     rule("servers", "delete", Who::Member),
     rule("servers", "action", Who::Member),
+    rule("servers", "resize", Who::Member),
+    rule("servers", "rebuild", Who::Member),
+    rule("servers", "rescue", Who::Member),
+    rule("servers", "shelve", Who::Member),
+    rule("servers", "shelve_offload", Who::Admin),
+    rule("servers", "create_image", Who::Member),
+    rule("servers", "attach_volume", Who::Member),
+    rule("servers", "attach_interface", Who::Member),
+    rule("servers", "migrate", Who::Admin),
+    rule("servers", "evacuate", Who::Admin),
+    rule("servers", "topology", Who::Reader),
+    rule("servers", "migrations", Who::Admin),
+    rule("servers", "external_events", Who::Admin),
     rule("servers", "console_log", Who::Member),
     rule("servers", "reset_state", Who::Admin),
     rule("servers", "unlock_others", Who::Admin),
@@ -83,6 +106,8 @@ pub const POLICY: &[Rule] = &[
     rule("availability_zones", "detail", Who::Admin),
     rule("hypervisors", "list", Who::Admin),
     rule("services", "list", Who::Admin),
+    rule("aggregates", "list", Who::Admin),
+    rule("aggregates", "update", Who::Admin),
     rule("limits", "show", Who::Reader),
     rule("limits", "show_other_project", Who::Admin),
     rule("quota_sets", "show", Who::Reader),

@@ -5,9 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use model::machine::MachineNic;
-use model::net::{Direction, MacAddr};
+use model::net::MacAddr;
 use rusqlite::Connection;
-use serde_json::json;
 use uuid::Uuid;
 
 pub use crate::network::ports::NetRequest;
@@ -47,17 +46,6 @@ pub struct Interface {
     pub fixed_ips: Vec<(Uuid, IpAddr)>,
 }
 
-/// A security group of a server, as `os-security-groups` tells it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-#[allow(missing_docs)]
-pub struct SecurityGroup {
-    pub id: Uuid,
-    pub name: String,
-    pub description: String,
-    pub tenant_id: String,
-    pub rules: Vec<serde_json::Value>,
-}
-
 impl Interface {
     /// As the machine has it.
     pub(super) fn nic(&self) -> MachineNic {
@@ -90,14 +78,27 @@ pub(super) fn create_for_server(
     server: Uuid,
     request: &NetRequest,
     security_groups: &[Uuid],
-) -> Result<()> {
-    ports::create_for_server(conn, ctx, server, request, security_groups)?;
+) -> Result<Uuid> {
+    Ok(ports::create_for_server(conn, ctx, server, request, security_groups)?.id)
+}
+
+/// Removes a port that was made for a server, or unplugs one that it was given.
+pub(super) fn release_port(conn: &Connection, server: Uuid, port: Uuid) -> Result<()> {
+    let there = ports::of_server(conn, server)?.iter().any(|p| p.id == port);
+    if there {
+        ports::release_port_of_server(conn, server, port)?;
+    }
     Ok(())
 }
 
 /// The server's ports are on this node from now on.
 pub(super) fn bind(conn: &Connection, server: &Server, node: &str) -> Result<()> {
     ports::bind(conn, server.id, node, &server.hostname)
+}
+
+/// The server's ports are on no node.
+pub(super) fn unbind(conn: &Connection, server: &Server) -> Result<()> {
+    ports::bind(conn, server.id, "", &server.hostname)
 }
 
 /// Waits until the switch has the server's ports, so that the guest's first packet meets it.
@@ -169,42 +170,6 @@ pub(super) fn shown_of_all(conn: &Connection, servers: &HashSet<Uuid>) -> Result
         shown.entry(server).or_default().1 = names;
     }
     Ok(shown)
-}
-
-/// The security groups of a server.
-pub(super) fn security_groups(conn: &Connection, ctx: &Context, server: Uuid) -> Result<Vec<SecurityGroup>> {
-    let mut groups = Vec::new();
-    for (id, _) in ports::security_groups_of(conn, server)? {
-        let group = network::security_groups::get(conn, ctx, id)?;
-        let ingress = group
-            .rules
-            .iter()
-            .filter(|rule| rule.direction == Direction::Ingress);
-        let rules = ingress
-            .map(|rule| {
-                let range = rule
-                    .remote_prefix
-                    .map_or_else(|| json!({}), |cidr| json!({"cidr": cidr}));
-                json!({
-                    "id": rule.meta.id,
-                    "parent_group_id": id,
-                    "ip_protocol": rule.protocol,
-                    "from_port": rule.port_min,
-                    "to_port": rule.port_max,
-                    "ip_range": range,
-                    "group": {},
-                })
-            })
-            .collect();
-        groups.push(SecurityGroup {
-            id,
-            name: group.meta.name,
-            description: group.meta.description,
-            tenant_id: group.meta.project_id,
-            rules,
-        });
-    }
-    Ok(groups)
 }
 
 /// Adds a security group to all ports of a server, or removes it.

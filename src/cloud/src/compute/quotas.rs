@@ -164,6 +164,32 @@ pub struct Quota {
     pub in_use: i64,
 }
 
+/// A server may get the other flavor: what it needs more fits into the project's quota.
+pub(super) fn check_resize(
+    conn: &Connection,
+    project: &str,
+    old: &super::flavors::Flavor,
+    new: &super::flavors::Flavor,
+) -> Result<()> {
+    let used = used(conn, project)?;
+    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let needs = [
+        (Resource::Cores, i64::from(new.vcpus) - i64::from(old.vcpus), used.cores),
+        (Resource::Ram, signed(new.ram) - signed(old.ram), used.ram),
+    ];
+    for (resource, more, have) in needs {
+        let limit = limit(conn, project, resource)?;
+        if more > 0 && limit >= 0 && have.saturating_add(more) > limit {
+            return Err(Error::QuotaExceeded(format!(
+                "Quota exceeded for {}: Requested {more}, but already used {have} of {limit} {}",
+                resource.name(),
+                resource.name()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// All limits of a project.
 pub async fn show(cloud: &Cloud, ctx: &Context, project: &str) -> Result<BTreeMap<Resource, Quota>> {
     ctx.require("quota_sets", "show")?;

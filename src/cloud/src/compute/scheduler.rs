@@ -1,19 +1,17 @@
 //! Which node a server runs on.
 //!
-//! A node is claimed in the same transaction that looks at what is claimed already, so two servers never get the last
-//! room.
+//! Placement's rows are the inventory: a node is claimed there in the same transaction that puts the server on it, so two
+//! servers never get the last room, and what operators set there (ratios, reserves) holds here.
 
 use rusqlite::{Connection, params};
+use uuid::Uuid;
 
 use super::groups::{self, Policy};
 use super::servers::Server;
+use super::{disks, hosts};
 use crate::Result;
-use crate::driver::Capacity;
-
-/// Virtual processors that are given out for each real one.
-const CPU_RATIO: f64 = 16.0;
-/// Memory that is given out for each byte that there is.
-const RAM_RATIO: f64 = 1.0;
+use crate::placement::allocations;
+use crate::placement::names::{DISK_GB, MEMORY_MB, VCPU};
 
 /// What Nova says when no node has room.
 pub(super) const NO_VALID_HOST: &str = "No valid host was found. There are not enough hosts available.";
@@ -21,33 +19,42 @@ pub(super) const NO_VALID_HOST: &str = "No valid host was found. There are not e
 /// What is claimed on a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Claims {
-    pub(super) servers: u64,
     pub(super) vcpus: u64,
     pub(super) ram_mib: u64,
 }
 
-/// What the servers on this node have claimed.
+/// What is claimed on this node.
 pub(super) fn claims(conn: &Connection, node: &str) -> Result<Claims> {
+    let provider = hosts::provider(node).to_string();
     let mut query = conn.prepare_cached(
-        "SELECT COUNT(*), TOTAL(vcpus), TOTAL(ram_mib) FROM compute_servers WHERE host = ?1 AND deleted = 0",
+        "SELECT COALESCE(SUM(used), 0) FROM placement_allocations WHERE provider_id = ?1 AND resource_class = ?2",
     )?;
-    Ok(query.query_row([node], |row| {
-        Ok(Claims {
-            servers: row.get::<_, i64>(0)?.unsigned_abs(),
-            vcpus: row.get::<_, f64>(1)? as u64,
-            ram_mib: row.get::<_, f64>(2)? as u64,
-        })
-    })?)
+    let mut sum = |class: &str| query.query_row([provider.as_str(), class], |row| row.get::<_, u64>(0));
+    Ok(Claims {
+        vcpus: sum(VCPU)?,
+        ram_mib: sum(MEMORY_MB)?,
+    })
 }
 
-/// The server fits on the node beside what is claimed there.
-fn fits(capacity: &Capacity, claims: Claims, server: &Server) -> bool {
-    let vcpus = f64::from(capacity.vcpus) * CPU_RATIO;
-    let ram = capacity.memory_mib as f64 * RAM_RATIO;
-    // Over-commit is between servers: one alone never has more processors than the node.
-    server.flavor.vcpus <= capacity.vcpus.max(1)
-        && (claims.vcpus + u64::from(server.flavor.vcpus)) as f64 <= vcpus
-        && (claims.ram_mib + server.flavor.ram) as f64 <= ram
+/// What the server takes of its node: what it needs now, and what it must be able to go back to.
+fn needs(conn: &Connection, server: &Server) -> Result<[(&'static str, u64); 3]> {
+    let (vcpus, ram) = server.most();
+    let mut bytes = server.root_bytes_in_all();
+    for disk in disks::of_server(conn, server.id)? {
+        if disk.local {
+            bytes = bytes.saturating_add(disk.size);
+        }
+    }
+    Ok([
+        (VCPU, vcpus.into()),
+        (MEMORY_MB, ram),
+        (DISK_GB, bytes.div_ceil(model::units::GIB)),
+    ])
+}
+
+fn claim(conn: &Connection, server: &Server, provider: Uuid) -> Result<bool> {
+    let who = (server.id, server.project_id.as_str(), server.user_id.as_str());
+    allocations::claim(conn, who, provider, needs(conn, server)?)
 }
 
 /// The server's group allows the node.
@@ -73,7 +80,20 @@ fn group_allows(conn: &Connection, server: &Server, node: &str) -> Result<bool> 
     })
 }
 
-/// This node can take the server.
-pub(super) fn admits(conn: &Connection, node: &str, capacity: &Capacity, server: &Server) -> Result<bool> {
-    Ok(fits(capacity, claims(conn, node)?, server) && group_allows(conn, server, node)?)
+/// Claims this node for the server; `false`: it has no room, or the server's group forbids it.
+pub(super) fn place(conn: &Connection, node: &str, server: &Server) -> Result<bool> {
+    Ok(group_allows(conn, server, node)? && claim(conn, server, hosts::provider(node))?)
+}
+
+/// The server needs more or less of its node than before; `false`: there is no room for more.
+pub(super) fn reclaim(conn: &Connection, server: &Server) -> Result<bool> {
+    match &server.host {
+        Some(node) => claim(conn, server, hosts::provider(node)),
+        None => Ok(true),
+    }
+}
+
+/// The server has left its node.
+pub(super) fn release(conn: &Connection, server: &Server) -> Result<()> {
+    allocations::release(conn, server.id)
 }

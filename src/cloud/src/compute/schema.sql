@@ -71,11 +71,53 @@ CREATE TABLE compute_servers (
     updated_at INTEGER NOT NULL,
     launched_at INTEGER,
     terminated_at INTEGER,
-    deleted INTEGER NOT NULL DEFAULT 0
+    deleted INTEGER NOT NULL DEFAULT 0,
+    volume_backed INTEGER NOT NULL DEFAULT 0,
+    exchange TEXT,
+    rescue TEXT,
+    snapshot TEXT,
+    shelved_image TEXT
 ) STRICT;
 CREATE INDEX compute_servers_by_project ON compute_servers (project_id, deleted, created_at);
 CREATE INDEX compute_servers_by_time ON compute_servers (deleted, created_at);
 CREATE INDEX compute_servers_by_host ON compute_servers (host, deleted);
+
+-- Disks beside a local root disk: volumes of the block storage service, and blank local ones.
+CREATE TABLE compute_disks (
+    server_id TEXT NOT NULL,
+    volume_id TEXT NOT NULL,
+    device TEXT NOT NULL,
+    -- The guest's order; 0 is what it boots from.
+    position INTEGER NOT NULL,
+    local INTEGER NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    -- 'attaching', 'attached' or 'detaching'; a local one is 'attached'.
+    state TEXT NOT NULL,
+    -- Of the block storage service.
+    attachment_id TEXT,
+    delete_on_termination INTEGER NOT NULL,
+    tag TEXT,
+    request_id TEXT,
+    PRIMARY KEY (server_id, volume_id)
+) STRICT;
+CREATE INDEX compute_disks_by_volume ON compute_disks (volume_id);
+
+-- Ports that are to come to a server's machine, or to leave it.
+CREATE TABLE compute_plugs (
+    server_id TEXT NOT NULL,
+    port_id TEXT NOT NULL,
+    attach INTEGER NOT NULL,
+    request_id TEXT,
+    PRIMARY KEY (server_id, port_id)
+) STRICT;
+
+-- Tags of a server's interfaces.
+CREATE TABLE compute_port_tags (
+    port_id TEXT NOT NULL PRIMARY KEY,
+    server_id TEXT NOT NULL,
+    tag TEXT NOT NULL
+) STRICT;
+CREATE INDEX compute_port_tags_by_server ON compute_port_tags (server_id);
 
 CREATE TABLE compute_user_data (
     server_id TEXT NOT NULL PRIMARY KEY,

@@ -9,7 +9,7 @@
 //!                   │ scheduling ── no room ──────────────▶ ┌───────┐ ◀── a step failed (any task)
 //!                   ▼                                       │ ERROR │
 //!      ┌──────── BUILDING                                   └───┬───┘
-//!      │            │ spawning                                  │ rebooting_hard
+//!      │            │ spawning                                  │ rebooting_hard, rebuilding, rescuing
 //!      │            ▼                                           ▼
 //!      │   ┌───▶ ACTIVE ◀──── reboot_started ◀─── rebooting | rebooting_hard ◀── (ACTIVE, STOPPED, PAUSED)
 //!      │   │     │  │  ▲
@@ -19,8 +19,20 @@
 //!      │   │     ▼
 //!      │   └── STOPPED       (powering-on)
 //!      │
+//!      │   ACTIVE, STOPPED                                 ┌─ resize_confirming ──▶ ACTIVE, STOPPED (the other root goes)
+//!      │      └ resize_prep ─▶ resize_finish ─▶ RESIZED ───┤
+//!      │        (the other root is made; exchanged)        └─ resize_reverting ───▶ what it was   (exchanged back)
+//!      │
+//!      │   ACTIVE, STOPPED, ERROR ── rebuilding ─▶ rebuild_spawning ──▶ ACTIVE, or STOPPED if it was
+//!      │   ACTIVE, STOPPED, ERROR ── rescuing ──▶ RESCUED ── unrescuing ──▶ ACTIVE
+//!      │   ACTIVE, STOPPED, PAUSED ── shelving ──▶ SHELVED_OFFLOADED ── unshelving ──▶ ACTIVE
+//!      │   ACTIVE, STOPPED, PAUSED ── image_snapshot ──▶ as before
+//!      │
 //!      └─ deleting (from everywhere) ──▶ DELETED
 //! ```
+//!
+//! A resize and a rebuild make a second root volume and exchange it for the first in one write ([`Phase`]), so that at every moment
+//! one of the two is the server's and the other one may go.
 
 use std::time::Duration;
 
@@ -39,6 +51,13 @@ pub enum VmState {
     Paused,
     /// Off.
     Stopped,
+    /// Has another flavor; the old one is kept until that is confirmed.
+    Resized,
+    /// Runs from a rescue disk.
+    Rescued,
+    /// Is kept as an image; no node has it.
+    #[serde(rename = "shelved_offloaded")]
+    ShelvedOffloaded,
     /// Something failed; `fault` says what.
     Error,
     /// Gone; the row is for history.
@@ -78,9 +97,54 @@ pub enum Task {
     /// Is being thawed.
     #[serde(rename = "unpausing")]
     Unpausing,
+    /// Is stopped, and its other root disk is made.
+    #[serde(rename = "resize_prep")]
+    ResizePrep,
+    /// Starts with its other flavor.
+    #[serde(rename = "resize_finish")]
+    ResizeFinish,
+    /// What the resize kept for a revert goes.
+    #[serde(rename = "resize_confirming")]
+    ResizeConfirming,
+    /// Becomes what it was before the resize.
+    #[serde(rename = "resize_reverting")]
+    ResizeReverting,
+    /// Is stopped, and a new root disk is made.
+    #[serde(rename = "rebuilding")]
+    Rebuilding,
+    /// Starts from its new root disk.
+    #[serde(rename = "rebuild_spawning")]
+    RebuildSpawning,
+    /// Its root disk becomes an image.
+    #[serde(rename = "image_snapshot")]
+    ImageSnapshot,
+    /// Starts from a rescue disk.
+    #[serde(rename = "rescuing")]
+    Rescuing,
+    /// Starts from its own disk again.
+    #[serde(rename = "unrescuing")]
+    Unrescuing,
+    /// Becomes an image and leaves its node.
+    #[serde(rename = "shelving")]
+    Shelving,
+    /// Comes back from its image.
+    #[serde(rename = "unshelving")]
+    Unshelving,
     /// Is being removed.
     #[serde(rename = "deleting")]
     Deleting,
+}
+
+/// How far the exchange of a server's flavor and root volume for other ones has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The others wait.
+    Prepared,
+    /// The others are the server's; what it had is kept.
+    Swapped,
+    /// The server has its own again.
+    Reverted,
 }
 
 /// What should be.
@@ -152,6 +216,15 @@ pub fn status(vm: VmState, task: Option<Task>) -> &'static str {
             VmState::Active | VmState::Stopped | VmState::Paused | VmState::Error,
             Some(Task::RebootingHard | Task::RebootStartedHard),
         ) => "HARD_REBOOT",
+        (
+            VmState::Active | VmState::Stopped | VmState::Error,
+            Some(Task::Rebuilding | Task::RebuildSpawning),
+        ) => "REBUILD",
+        (VmState::Active | VmState::Stopped, Some(Task::ResizePrep | Task::ResizeFinish)) => "RESIZE",
+        (VmState::Resized, Some(Task::ResizeReverting)) => "REVERT_RESIZE",
+        (VmState::Resized, _) => "VERIFY_RESIZE",
+        (VmState::Rescued, _) => "RESCUE",
+        (VmState::ShelvedOffloaded, _) => "SHELVED_OFFLOADED",
         (VmState::Building, _) => "BUILD",
         (VmState::Active, _) => "ACTIVE",
         (VmState::Paused, _) => "PAUSED",
@@ -198,6 +271,12 @@ pub struct Row {
     pub launched: bool,
     /// The row is history.
     pub deleted: bool,
+    /// A node has it.
+    pub placed: bool,
+    /// Flavor or root volume are being exchanged, or were.
+    pub phase: Option<Phase>,
+    /// Ran before the exchange.
+    pub ran: bool,
 }
 
 /// One step. Each may be repeated, and ends the same.
@@ -205,8 +284,24 @@ pub struct Row {
 pub enum Step {
     /// Find a node with room.
     Place,
-    /// Make the root volume from the image.
-    CreateVolume,
+    /// Make the local disks; wait for the volumes.
+    CreateDisks,
+    /// Make the root volume that the server's is to be exchanged for.
+    PrepareRoot,
+    /// Exchange flavor and root volume for the others, and write down the next task.
+    Swap(Task),
+    /// Remove the root volume that the server does not use.
+    DropOther,
+    /// Make the rescue disk.
+    CreateRescue,
+    /// Remove the rescue disk.
+    DropRescue,
+    /// Make an image of the root volume.
+    Snapshot,
+    /// Remove the image that the server was kept as.
+    DropShelved,
+    /// Write down that no node has it.
+    Offload,
     /// Start the machine.
     Start,
     /// Stop the machine.
@@ -217,12 +312,14 @@ pub enum Step {
     Resume,
     /// Remove what the machine left on the node.
     Forget,
-    /// Remove the root volume.
-    DeleteVolume,
+    /// Remove the local disks.
+    DeleteDisks,
     /// Write down the next task.
     Proceed(Task),
     /// Write down where it came to rest.
     Settle(VmState, Power),
+    /// Write down that it rests where it was.
+    Done,
     /// Release the ports and make the row history.
     Bury,
 }
@@ -230,6 +327,19 @@ pub enum Step {
 /// The steps that lead from the row and the machine on this node (`None`: no process) to what should be. Empty: nothing
 /// to do.
 pub fn plan(row: Row, machine: Option<PowerState>, graceful: Duration) -> Vec<Step> {
+    let mut steps = steps(row, machine, graceful);
+    // What an exchange left behind goes before it is forgotten.
+    if row.phase.is_some()
+        && let Some(Step::Settle(vm, _)) = steps.last()
+        && *vm != VmState::Resized
+        && !steps.contains(&Step::DropOther)
+    {
+        steps.insert(steps.len() - 1, Step::DropOther);
+    }
+    steps
+}
+
+fn steps(row: Row, machine: Option<PowerState>, graceful: Duration) -> Vec<Step> {
     use Step::*;
     let off = Settle(VmState::Stopped, Power::Shutdown);
     let on = Settle(VmState::Active, Power::Running);
@@ -237,7 +347,7 @@ pub fn plan(row: Row, machine: Option<PowerState>, graceful: Duration) -> Vec<St
         if row.launched {
             vec![Start, settle]
         } else {
-            vec![CreateVolume, Start, settle]
+            vec![CreateDisks, Start, settle]
         }
     };
     if row.deleted {
@@ -247,40 +357,72 @@ pub fn plan(row: Row, machine: Option<PowerState>, graceful: Duration) -> Vec<St
             Vec::new()
         };
     }
-    match row.task {
-        Some(Task::Deleting) => vec![Stop(StopMode::Hard), Forget, DeleteVolume, Bury],
-        Some(Task::Scheduling) => vec![Place],
-        Some(Task::Spawning | Task::PoweringOn | Task::RebootStarted | Task::RebootStartedHard) => start(on),
-        Some(Task::PoweringOff) => vec![Stop(StopMode::Graceful(graceful)), off],
-        Some(Task::Rebooting) => vec![Stop(StopMode::Graceful(graceful)), Proceed(Task::RebootStarted)],
-        Some(Task::RebootingHard) => vec![Stop(StopMode::Hard), Proceed(Task::RebootStartedHard)],
-        Some(Task::Pausing) => match machine {
+    let Some(task) = row.task else {
+        return drift(row, machine);
+    };
+    let swapped = row.phase == Some(Phase::Swapped);
+    match task {
+        Task::Deleting => vec![Stop(StopMode::Hard), Forget, DeleteDisks, Bury],
+        Task::Scheduling => vec![Place],
+        Task::Spawning | Task::PoweringOn | Task::RebootStarted | Task::RebootStartedHard => start(on),
+        Task::PoweringOff => vec![Stop(StopMode::Graceful(graceful)), off],
+        Task::Rebooting => vec![Stop(StopMode::Graceful(graceful)), Proceed(Task::RebootStarted)],
+        Task::RebootingHard => vec![Stop(StopMode::Hard), Proceed(Task::RebootStartedHard)],
+        Task::Pausing => match machine {
             Some(PowerState::Running | PowerState::Paused) => {
                 vec![Pause, Settle(VmState::Paused, Power::Paused)]
             }
             _ => vec![off],
         },
-        Some(Task::Unpausing) => match machine {
+        Task::Unpausing => match machine {
             Some(PowerState::Running | PowerState::Paused) => vec![Resume, on],
             _ => vec![off],
         },
-        None => drift(row, machine),
+        Task::ResizePrep => vec![Stop(StopMode::Graceful(graceful)), PrepareRoot, Swap(Task::ResizeFinish)],
+        Task::ResizeFinish if row.ran => vec![Start, Settle(VmState::Resized, Power::Running)],
+        Task::ResizeFinish => vec![Settle(VmState::Resized, Power::Shutdown)],
+        Task::ResizeConfirming if row.wanted == Wanted::Stopped => vec![DropOther, off],
+        Task::ResizeConfirming => vec![DropOther, on],
+        Task::ResizeReverting if swapped => vec![Stop(StopMode::Hard), Swap(Task::ResizeReverting)],
+        Task::ResizeReverting if row.ran => vec![DropOther, Start, on],
+        Task::ResizeReverting => vec![DropOther, off],
+        Task::Rebuilding => vec![Stop(StopMode::Hard), PrepareRoot, Swap(Task::RebuildSpawning)],
+        Task::RebuildSpawning if row.ran => start(on),
+        Task::RebuildSpawning => vec![off],
+        Task::ImageSnapshot => vec![Snapshot, Done],
+        Task::Rescuing => vec![
+            Stop(StopMode::Graceful(graceful)),
+            CreateRescue,
+            Start,
+            Settle(VmState::Rescued, Power::Running),
+        ],
+        Task::Unrescuing => vec![Stop(StopMode::Hard), DropRescue, Start, on],
+        Task::Shelving => vec![Stop(StopMode::Graceful(graceful)), Snapshot, Forget, DeleteDisks, Offload],
+        Task::Unshelving if row.placed => vec![CreateDisks, Start, DropShelved, on],
+        Task::Unshelving => vec![Place],
     }
 }
 
 /// Nothing was asked; but the machine may have changed by itself, or the node was restarted.
 fn drift(row: Row, machine: Option<PowerState>) -> Vec<Step> {
     use Step::*;
-    if !matches!(row.vm, VmState::Active | VmState::Paused | VmState::Stopped) {
+    if !matches!(
+        row.vm,
+        VmState::Active | VmState::Paused | VmState::Stopped | VmState::Resized | VmState::Rescued
+    ) {
         return Vec::new();
     }
-    let ended = |power| vec![Stop(StopMode::Hard), Settle(VmState::Stopped, power)];
+    // A server that waits for a word on its resize, or is rescued, stays so whatever its guest does.
+    let stays = matches!(row.vm, VmState::Resized | VmState::Rescued);
+    let running = Settle(if stays { row.vm } else { VmState::Active }, Power::Running);
+    let off = if stays { row.vm } else { VmState::Stopped };
+    let ended = |power| vec![Stop(StopMode::Hard), Settle(off, power)];
     match (row.wanted, machine) {
         (Wanted::Active | Wanted::Paused, Some(PowerState::Shutdown)) => ended(Power::Shutdown),
         (Wanted::Active | Wanted::Paused, Some(PowerState::Crashed)) => ended(Power::Crashed),
         // The node was restarted: what ran, runs again.
-        (Wanted::Active, None) => vec![Start, Settle(VmState::Active, Power::Running)],
-        (Wanted::Active, Some(PowerState::Paused)) => vec![Resume, Settle(VmState::Active, Power::Running)],
+        (Wanted::Active, None) => vec![Start, running],
+        (Wanted::Active, Some(PowerState::Paused)) => vec![Resume, running],
         (Wanted::Paused, None) => vec![Settle(VmState::Stopped, Power::Shutdown)],
         (Wanted::Paused, Some(PowerState::Running)) => vec![Pause, Settle(VmState::Paused, Power::Paused)],
         (Wanted::Stopped, Some(PowerState::Running | PowerState::Paused)) => vec![Stop(StopMode::Hard)],
@@ -310,6 +452,9 @@ mod tests {
             task,
             launched: vm != VmState::Building,
             deleted: false,
+            placed: true,
+            phase: None,
+            ran: true,
         }
     }
 
@@ -339,7 +484,7 @@ mod tests {
                     machine,
                     Duration::ZERO,
                 );
-                assert!(!steps.contains(&Step::CreateVolume), "{task:?}");
+                assert!(!steps.contains(&Step::CreateDisks), "{task:?}");
             }
         }
     }
@@ -376,7 +521,7 @@ mod tests {
         ] {
             assert_eq!(Task::parse(task).map(Task::as_str).as_deref(), Some(task));
         }
-        assert_eq!(Task::parse("resize_prep"), None);
+        assert_eq!(Task::parse("migrating"), None);
         assert_eq!(VmState::parse("active"), Some(VmState::Active));
     }
 }

@@ -21,6 +21,7 @@ pub(crate) mod from_volume;
 pub mod list;
 pub mod members;
 pub mod properties;
+pub mod snapshots;
 pub mod update;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -201,6 +201,8 @@ impl Loop {
 
     /// Looks at all servers of this node, and at all machines.
     async fn scan(&mut self) -> Result<()> {
+        let cloud = &self.shared.cloud;
+        crate::placement::node::register(cloud, super::hosts::provider(&cloud.config.node)).await?;
         // What happened before is told first: a guest that shut down is no guest that has to be started again.
         while let Ok(event) = self.machines.try_recv() {
             lock(&self.shared.told).insert(event.id, event.state);
@@ -286,7 +288,7 @@ fn servers_of(event: &store::Event) -> impl Iterator<Item = Uuid> + '_ {
     event
         .changes
         .iter()
-        .filter(|change| change.table == "compute_servers")
+        .filter(|change| ["compute_servers", "compute_disks", "compute_plugs"].contains(&change.table.as_str()))
         .filter_map(|change| match change.key.first() {
             Some(Value::Text(id)) => id.parse().ok(),
             _ => None,

@@ -1,11 +1,16 @@
 //! The steps, each of which may be repeated.
 
+use model::disk::VolumeSource;
 use model::machine::{Machine, MachineDisk, StopMode};
 use rusqlite::Connection;
+use tokio::sync::broadcast::error::RecvError;
 
 use super::{NAME, Shared, Slot, lock};
+use crate::compute::attach::{self, Plug};
+use crate::compute::disks::{self, Disk, DiskState};
 use crate::compute::servers::{self, Fault, Server};
 use crate::compute::state::{Power, Step, Task, VmState, Wanted};
+use crate::compute::volumes::{self, Ready};
 use crate::compute::{actions, metadata, now, ports, scheduler};
 use crate::driver::DriverError;
 use crate::{Error, Result};
@@ -48,15 +53,86 @@ pub(super) async fn perform(
     let id = server.id;
     match step {
         Step::Place => return Ok(place(shared, server).await?),
-        Step::CreateVolume => {
+        Step::CreateDisks => {
+            if !volumes_ready(shared, server, slot).await? {
+                return Ok(Flow::Replan);
+            }
             let _turn = shared.room.acquire().await;
             if superseded(shared, server).await? {
                 return Ok(Flow::Replan);
             }
-            drivers
-                .disks
-                .create_volume(server.root_volume, server.root_bytes, server.image_id.into())
+            create_disks(shared, server).await?;
+        }
+        Step::PrepareRoot => {
+            let _turn = shared.room.acquire().await;
+            if superseded(shared, server).await? {
+                return Ok(Flow::Replan);
+            }
+            prepare_root(shared, server).await?;
+        }
+        Step::Swap(task) => {
+            settle(shared, server, move |_, row| {
+                row.exchange();
+                row.task_state = Some(task);
+                row.power_state = Power::Shutdown;
+                Ok(())
+            })
+            .await?;
+            return Ok(Flow::Replan);
+        }
+        Step::DropOther => {
+            if let Some((volume, _)) = server.exchange.as_ref().and_then(|e| e.root) {
+                drivers.disks.delete_volume(volume).await?;
+            }
+        }
+        Step::CreateRescue => {
+            let _turn = shared.room.acquire().await;
+            if let Some(rescue) = &server.rescue {
+                drivers
+                    .disks
+                    .create_volume(rescue.volume, rescue.bytes, VolumeSource::Image(rescue.image))
+                    .await?;
+            }
+        }
+        Step::DropRescue => {
+            if let Some(rescue) = &server.rescue {
+                drivers.disks.delete_volume(rescue.volume).await?;
+            }
+        }
+        Step::Snapshot => {
+            let _turn = shared.room.acquire().await;
+            snapshot(shared, server).await?;
+        }
+        Step::DropShelved => {
+            if let Some(image) = server.shelved_image {
+                settle(shared, server, move |conn, row| {
+                    row.shelved_image = None;
+                    crate::image::snapshots::discard(conn, image)
+                })
                 .await?;
+            }
+        }
+        Step::Offload => {
+            settle(shared, server, |conn, row| {
+                rest(conn, row, VmState::ShelvedOffloaded, Power::Shutdown)?;
+                scheduler::release(conn, row)?;
+                ports::unbind(conn, row)?;
+                row.host = None;
+                row.zone = None;
+                Ok(())
+            })
+            .await?;
+            return Ok(Flow::Replan);
+        }
+        Step::Done => {
+            settle(shared, server, |conn, row| {
+                row.task_state = None;
+                row.snapshot = None;
+                row.observed_generation = row.generation;
+                actions::finish(conn, row, Ok(()))
+            })
+            .await?;
+            return Ok(Flow::Replan);
         }
         Step::Start => {
             let _turn = shared.room.acquire().await;
@@ -78,7 +154,7 @@ pub(super) async fn perform(
         Step::Pause => drivers.machines.pause(id).await?,
         Step::Resume => drivers.machines.resume(id).await?,
         Step::Forget => drivers.machines.forget(id).await?,
-        Step::DeleteVolume => drivers.disks.delete_volume(server.root_volume).await?,
+        Step::DeleteDisks => delete_disks(shared, server).await?,
         Step::Proceed(task) => {
             settle(shared, server, move |_, row| {
                 row.task_state = Some(task);
@@ -139,15 +215,22 @@ async fn superseded(shared: &Shared, server: &Server) -> Result<bool> {
 }
 
 async fn place(shared: &Shared, server: &Server) -> Result<Flow> {
-    let capacity = shared.cloud.drivers.machines.capacity();
     let node = shared.cloud.config.node.clone();
     let zone = shared.cloud.config.availability_zone.clone();
     settle(shared, server, move |conn, row| {
-        if scheduler::admits(conn, &node, &capacity, row)? {
+        if scheduler::place(conn, &node, row)? {
             row.host = Some(node.clone());
             row.zone = Some(zone.clone());
-            row.task_state = Some(Task::Spawning);
+            if row.task_state == Some(Task::Scheduling) {
+                row.task_state = Some(Task::Spawning);
+            }
             ports::bind(conn, row, &node)
+        } else if row.task_state == Some(Task::Unshelving) {
+            // It stays on its shelf.
+            row.task_state = None;
+            row.wanted = Wanted::Stopped;
+            row.observed_generation = row.generation;
+            actions::finish(conn, row, Err(scheduler::NO_VALID_HOST))
         } else {
             set_error(conn, row, 500, scheduler::NO_VALID_HOST, None)
         }
@@ -156,29 +239,156 @@ async fn place(shared: &Shared, server: &Server) -> Result<Flow> {
     Ok(Flow::Replan)
 }
 
+/// Waits until all volumes of the server have their bytes; `false`: something newer is wanted of the server.
+async fn volumes_ready(shared: &Shared, server: &Server, slot: &Slot) -> Result<bool, Failure> {
+    let id = server.id;
+    let mut events = shared.cloud.store.subscribe();
+    loop {
+        let ready = shared.cloud.store.read(move |conn| volumes::ready(conn, id)).await?;
+        match ready {
+            Ready::Yes => return Ok(true),
+            Ready::Never(volume) => {
+                return Err(Failure::Driver(DriverError::BadInput(format!(
+                    "Build of instance {id} aborted: Volume {volume} did not finish being created."
+                ))));
+            }
+            Ready::NotYet => {}
+        }
+        tokio::select! {
+            event = events.recv() => if matches!(event, Err(RecvError::Closed)) {
+                return Ok(false);
+            },
+            () = slot.wake.notified() => {}
+        }
+        if superseded(shared, server).await? {
+            return Ok(false);
+        }
+    }
+}
+
+/// The server's disks that are not its root.
+async fn disks_of(shared: &Shared, server: &Server) -> Result<Vec<Disk>> {
+    let id = server.id;
+    shared.cloud.store.read(move |conn| disks::of_server(conn, id)).await
+}
+
+async fn create_disks(shared: &Shared, server: &Server) -> Result<(), Failure> {
+    let pool = &shared.cloud.drivers.disks;
+    if !server.volume_backed {
+        let image = server.shelved_image.or(server.image_id);
+        pool.create_volume(server.root_volume, server.root_bytes, image.into())
+            .await?;
+    }
+    for disk in disks_of(shared, server).await?.iter().filter(|d| d.local) {
+        pool.create_volume(disk.volume, disk.size, VolumeSource::Empty)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Makes the root volume that the server's is to be exchanged for: a larger copy of it, or a new one of its image.
+async fn prepare_root(shared: &Shared, server: &Server) -> Result<(), Failure> {
+    let pool = &shared.cloud.drivers.disks;
+    let Some(exchange) = &server.exchange else {
+        return Ok(());
+    };
+    if let Some(image) = exchange.reimage {
+        pool.delete_volume(server.root_volume).await?;
+        pool.create_volume(server.root_volume, server.root_bytes, VolumeSource::Image(image))
+            .await?;
+    }
+    if let Some((volume, bytes)) = exchange.root {
+        let source = if server.task_state == Some(Task::Rebuilding) {
+            server.image_id.into()
+        } else {
+            VolumeSource::Volume(server.root_volume)
+        };
+        // One that a killed daemon left is older than what the guest wrote since.
+        pool.delete_volume(volume).await?;
+        pool.create_volume(volume, bytes, source).await?;
+    }
+    Ok(())
+}
+
+async fn delete_disks(shared: &Shared, server: &Server) -> Result<(), Failure> {
+    let pool = &shared.cloud.drivers.disks;
+    if !server.volume_backed {
+        pool.delete_volume(server.root_volume).await?;
+    }
+    let other = server.exchange.as_ref().and_then(|e| e.root);
+    let rescue = server.rescue.as_ref().map(|r| r.volume);
+    for volume in other.map(|(volume, _)| volume).into_iter().chain(rescue) {
+        pool.delete_volume(volume).await?;
+    }
+    for disk in disks_of(shared, server).await?.iter().filter(|d| d.local) {
+        pool.delete_volume(disk.volume).await?;
+    }
+    Ok(())
+}
+
+/// Makes an image of the root volume, unless someone has deleted the image meanwhile.
+async fn snapshot(shared: &Shared, server: &Server) -> Result<(), Failure> {
+    let image = if server.task_state == Some(Task::Shelving) {
+        server.shelved_image
+    } else {
+        server.snapshot
+    };
+    let Some(image) = image else { return Ok(()) };
+    let awaited = shared
+        .cloud
+        .store
+        .read(move |conn| crate::image::snapshots::is_awaited(conn, image))
+        .await?;
+    if awaited {
+        let pool = &shared.cloud.drivers.disks;
+        let converted = pool.image_from_volume(server.root_volume, image).await?;
+        crate::image::snapshots::finish(&shared.cloud, image, &converted).await?;
+    }
+    Ok(())
+}
+
 /// What the node is to start.
 async fn machine(shared: &Shared, server: &Server) -> Result<Machine> {
     let row = server.clone();
-    let (interfaces, config_drive) = shared
+    let (interfaces, config_drive, disks, volumes) = shared
         .cloud
         .store
         .read(move |conn| {
             Ok::<_, Error>((
                 ports::of_server(conn, row.id)?,
                 metadata::config_drive(conn, &row)?,
+                disks::of_server(conn, row.id)?,
+                volumes::machine_disks(conn, row.id)?,
             ))
         })
         .await?;
+    let local = |volume, size| MachineDisk {
+        volume,
+        size,
+        read_only: false,
+    };
+    let mut all = Vec::new();
+    if let Some(rescue) = &server.rescue
+        && server.task_state != Some(Task::Unrescuing)
+    {
+        all.push(local(rescue.volume, rescue.bytes));
+    }
+    if !server.volume_backed {
+        all.push(local(server.root_volume, server.root_bytes));
+    }
+    for disk in disks.iter().filter(|d| d.state != DiskState::Detaching) {
+        if disk.local {
+            all.push(local(disk.volume, disk.size));
+        } else if let Some(volume) = volumes.iter().find(|v| v.volume == disk.volume) {
+            all.push(volume.clone());
+        }
+    }
     Ok(Machine {
         id: server.id,
         name: server.name.clone(),
         vcpus: server.flavor.vcpus,
         memory_mib: server.flavor.ram,
-        disks: vec![MachineDisk {
-            volume: server.root_volume,
-            size: server.root_bytes,
-            read_only: false,
-        }],
+        disks: all,
         nics: interfaces.iter().map(ports::Interface::nic).collect(),
         config_drive,
     })
@@ -207,19 +417,45 @@ async fn stop_unless_superseded(
 }
 
 fn rest(conn: &Connection, row: &mut Server, vm: VmState, power: Power) -> Result<()> {
+    let rescue_ends = vm != VmState::Rescued;
     row.vm_state = vm;
     row.power_state = power;
     row.task_state = None;
     row.fault = None;
+    row.snapshot = None;
     row.observed_generation = row.generation;
+    let running = matches!(power, Power::Running | Power::Paused);
     match vm {
         VmState::Active => {
             row.launched_at = row.launched_at.or(Some(now()));
             row.wanted = Wanted::Active;
         }
         VmState::Paused => row.wanted = Wanted::Paused,
-        VmState::Stopped => row.wanted = Wanted::Stopped,
+        VmState::Stopped | VmState::ShelvedOffloaded => row.wanted = Wanted::Stopped,
+        VmState::Resized | VmState::Rescued => {
+            row.wanted = if running { Wanted::Active } else { Wanted::Stopped };
+        }
         VmState::Building | VmState::Error | VmState::Deleted => {}
+    }
+    if vm != VmState::Resized {
+        row.exchange = None;
+    }
+    if rescue_ends && power != Power::Crashed {
+        row.rescue = None;
+    }
+    // It needs no more than what it is now; giving back is never refused.
+    scheduler::reclaim(conn, row)?;
+    if running && row.host.is_some() {
+        let host = row.host.clone().unwrap_or_default();
+        for mut disk in disks::of_server(conn, row.id)? {
+            if disk.state == DiskState::Attaching && disk.request_id.is_none() {
+                if let Some(attachment) = disk.attachment {
+                    volumes::attached(conn, attachment, &disk.device, &host)?;
+                }
+                disk.state = DiskState::Attached;
+                disk.save(conn)?;
+            }
+        }
     }
     actions::finish(conn, row, Ok(()))
 }
@@ -227,15 +463,178 @@ fn rest(conn: &Connection, row: &mut Server, vm: VmState, power: Power) -> Resul
 /// The row becomes history, and what other rooms hold for the server is released, in one write.
 fn bury(conn: &Connection, row: &mut Server) -> Result<()> {
     ports::release_for_server(conn, row.id)?;
+    for disk in disks::of_server(conn, row.id)?.iter().filter(|d| !d.local) {
+        volumes::detached(conn, disk.volume, row.id)?;
+        if disk.delete_on_termination {
+            volumes::delete_with_server(conn, disk.volume)?;
+        }
+    }
+    attach::forget(conn, row.id)?;
+    scheduler::release(conn, row)?;
+    for image in [row.snapshot, row.shelved_image].into_iter().flatten() {
+        crate::image::snapshots::give_up(conn, image)?;
+    }
+    if let Some(image) = row.shelved_image {
+        crate::image::snapshots::discard(conn, image)?;
+    }
     conn.prepare_cached("DELETE FROM compute_user_data WHERE server_id = ?1")?
         .execute([row.id.to_string()])?;
     row.deleted = true;
     row.vm_state = VmState::Deleted;
     row.power_state = Power::NoState;
     row.task_state = None;
+    row.exchange = None;
+    row.rescue = None;
+    row.snapshot = None;
+    row.shelved_image = None;
     row.terminated_at = Some(now());
     row.observed_generation = row.generation;
     actions::finish(conn, row, Ok(()))
+}
+
+/// Brings what was asked to come to a server at rest, and lets go of what was asked to leave it; tells whether there was
+/// anything to do. What cannot be done is taken back: the server itself stays as it is.
+pub(super) async fn plug(shared: &Shared, server: &Server) -> Result<bool> {
+    let id = server.id;
+    let (disks, plugs) = shared
+        .cloud
+        .store
+        .read(move |conn| Ok::<_, Error>((disks::of_server(conn, id)?, attach::plugs(conn, id)?)))
+        .await?;
+    let mut found = false;
+    for disk in disks {
+        // Those of a server that was never built come with its start.
+        let built = server.launched_at.is_some();
+        match disk.state {
+            DiskState::Attaching if built || disk.request_id.is_some() => {
+                found = true;
+                plug_disk(shared, server, disk).await?;
+            }
+            DiskState::Detaching => {
+                found = true;
+                unplug_disk(shared, server, disk).await?;
+            }
+            _ => {}
+        }
+    }
+    for plug in plugs {
+        found = true;
+        plug_port(shared, server, &plug).await?;
+    }
+    Ok(found)
+}
+
+async fn plug_disk(shared: &Shared, server: &Server, disk: Disk) -> Result<()> {
+    let id = server.id;
+    let volumes = shared
+        .cloud
+        .store
+        .read(move |conn| volumes::machine_disks(conn, id))
+        .await?;
+    let done = match volumes.iter().find(|volume| volume.volume == disk.volume) {
+        Some(volume) => shared.cloud.drivers.machines.attach_disk(id, volume).await,
+        None => Err(DriverError::BadInput("its volume is gone".into())),
+    };
+    let error = tell(server, "attach volume", done);
+    let server = server.clone();
+    shared
+        .cloud
+        .store
+        .write(NAME, move |conn| {
+            let Some(mut row) = disks::get(conn, id, disk.volume)? else {
+                return Ok(());
+            };
+            match &error {
+                None => {
+                    if let Some(attachment) = row.attachment {
+                        let host = server.host.as_deref().unwrap_or_default();
+                        volumes::attached(conn, attachment, &row.device, host)?;
+                    }
+                    row.state = DiskState::Attached;
+                    row.save(conn)?;
+                }
+                Some(_) => {
+                    volumes::detached(conn, row.volume, id)?;
+                    row.remove(conn)?;
+                }
+            }
+            actions::finish_one(conn, &server, disk.request_id.as_deref(), result(&error))
+        })
+        .await
+}
+
+async fn unplug_disk(shared: &Shared, server: &Server, disk: Disk) -> Result<()> {
+    let id = server.id;
+    let done = shared.cloud.drivers.machines.detach_disk(id, disk.volume).await;
+    let error = tell(server, "detach volume", done);
+    let server = server.clone();
+    shared
+        .cloud
+        .store
+        .write(NAME, move |conn| {
+            let Some(mut row) = disks::get(conn, id, disk.volume)? else {
+                return Ok(());
+            };
+            if error.is_some() {
+                volumes::roll_detaching(conn, row.volume, id)?;
+                row.state = DiskState::Attached;
+                row.save(conn)?;
+            } else {
+                volumes::detached(conn, row.volume, id)?;
+                row.remove(conn)?;
+            }
+            actions::finish_one(conn, &server, disk.request_id.as_deref(), result(&error))
+        })
+        .await
+}
+
+async fn plug_port(shared: &Shared, server: &Server, plug: &Plug) -> Result<()> {
+    let id = server.id;
+    let machines = &shared.cloud.drivers.machines;
+    let done = if plug.attach {
+        let interfaces = shared
+            .cloud
+            .store
+            .read(move |conn| ports::of_server(conn, id))
+            .await?;
+        match interfaces.iter().find(|i| i.port == plug.port) {
+            Some(interface) => {
+                // The machine's socket is one that the switch must have made.
+                let _ = ports::wait(&shared.cloud, id, shared.settings.wait_for_ports).await;
+                machines.attach_port(id, &interface.nic()).await
+            }
+            None => Ok(()),
+        }
+    } else {
+        machines.detach_port(id, plug.port).await
+    };
+    let error = tell(server, if plug.attach { "attach port" } else { "detach port" }, done);
+    let (server, plug) = (server.clone(), plug.clone());
+    shared
+        .cloud
+        .store
+        .write(NAME, move |conn| {
+            attach::unplugged(conn, id, plug.port)?;
+            // A port that did not come goes, and one that went goes.
+            if plug.attach == error.is_some() {
+                ports::release_port(conn, id, plug.port)?;
+                conn.prepare_cached("DELETE FROM compute_port_tags WHERE port_id = ?1")?
+                    .execute([plug.port.to_string()])?;
+            }
+            actions::finish_one(conn, &server, plug.request_id.as_deref(), result(&error))
+        })
+        .await
+}
+
+/// What a driver said of something that may fail without harm to the server; `None`: it is done.
+fn tell(server: &Server, what: &str, done: Result<(), DriverError>) -> Option<String> {
+    let error = done.err()?;
+    tracing::warn!(server = %server.id, %error, "{what} failed");
+    Some(error.to_string())
+}
+
+fn result(error: &Option<String>) -> Result<(), &str> {
+    error.as_deref().map_or(Ok(()), Err)
 }
 
 fn set_error(
@@ -248,6 +647,9 @@ fn set_error(
     row.vm_state = VmState::Error;
     row.task_state = None;
     row.observed_generation = row.generation;
+    if let Some(image) = row.snapshot.take() {
+        crate::image::snapshots::give_up(conn, image)?;
+    }
     row.fault = Some(Fault {
         code,
         created: now(),
@@ -274,6 +676,21 @@ pub(super) async fn fail(shared: &Shared, server: &Server, error: &DriverError) 
     };
     settle(shared, server, move |conn, row| {
         set_error(conn, row, code, &message, details.as_deref())
+    })
+    .await?;
+    Ok(())
+}
+
+/// No image came of it; the server is none the worse.
+pub(super) async fn fail_snapshot(shared: &Shared, server: &Server, error: &DriverError) -> Result<()> {
+    let text = error.to_string();
+    settle(shared, server, move |conn, row| {
+        row.task_state = None;
+        row.observed_generation = row.generation;
+        if let Some(image) = row.snapshot.take() {
+            crate::image::snapshots::give_up(conn, image)?;
+        }
+        actions::finish(conn, row, Err(&text))
     })
     .await?;
     Ok(())

@@ -87,6 +87,9 @@ async fn once(shared: &Shared, id: Uuid, slot: &Slot, attempts: u32) -> Result<(
             return Ok(());
         }
         let at_rest = lock(&shared.rest).get(&id) == Some(&server.generation);
+        if server.task_state.is_none() && !server.deleted && steps::plug(shared, &server).await? {
+            continue;
+        }
         if server.task_state.is_none() && at_rest && !lock(&shared.told).contains_key(&id) {
             return Ok(());
         }
@@ -128,6 +131,9 @@ async fn failed(shared: &Shared, server: &Server, step: Step, failure: Failure, 
     let repairing = server.task_state.is_none();
     if deleting || (repairing && attempts < REPAIRS) {
         return Err(Error::Internal(error.to_string()));
+    }
+    if server.task_state == Some(Task::ImageSnapshot) {
+        return steps::fail_snapshot(shared, server, &error).await;
     }
     steps::fail(shared, server, &error).await
 }

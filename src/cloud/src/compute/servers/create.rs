@@ -7,11 +7,13 @@ use rusqlite::{Connection, params};
 use uuid::Uuid;
 
 use super::{MAX_TAGS, Server, record};
+use crate::compute::disks::{self, Disk, DiskState};
 use crate::compute::images::{self, Image};
 use crate::compute::keypairs::{self, ServerKey};
 use crate::compute::ports::{self, NetRequest};
 use crate::compute::quotas::{self, Resource};
 use crate::compute::state::{Power, Task, VmState, Wanted};
+use crate::compute::volumes::{self, MadeOf, Place, Reserved};
 use crate::compute::{flavors, groups, now};
 use crate::error::Kind;
 use crate::{Cloud, Context, Error, Result};
@@ -29,7 +31,46 @@ pub enum Networks {
     /// `none` (2.37).
     None,
     /// These.
-    List(Vec<NetRequest>),
+    List(Vec<TaggedNetwork>),
+}
+
+/// A network of a new server, and what its interface is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaggedNetwork {
+    /// The network.
+    pub request: NetRequest,
+    /// The interface's tag (2.32, 2.42).
+    pub tag: Option<String>,
+}
+
+/// What a disk of a new server is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockSource {
+    /// Nothing.
+    Blank,
+    /// An image.
+    Image(Uuid),
+    /// A snapshot of a volume.
+    Snapshot(Uuid),
+    /// It is this volume.
+    Volume(Uuid),
+}
+
+/// An entry of `block_device_mapping_v2`, beside that of a local root disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct BlockDevice {
+    pub source: BlockSource,
+    /// A volume of the block storage service; else a local disk, which is blank.
+    pub volume: bool,
+    pub size_gib: Option<u32>,
+    /// The server boots from it.
+    pub boot: bool,
+    /// A local disk for swap, whose size is the flavor's.
+    pub swap: bool,
+    pub delete_on_termination: bool,
+    pub tag: Option<String>,
+    pub volume_type: Option<String>,
 }
 
 /// What is asked for.
@@ -39,7 +80,9 @@ pub struct Create {
     pub name: String,
     pub description: Option<String>,
     pub hostname: Option<String>,
-    pub image: Uuid,
+    /// `None`: boot from a volume of `devices`.
+    pub image: Option<Uuid>,
+    pub devices: Vec<BlockDevice>,
     pub flavor: String,
     pub networks: Networks,
     /// Names or ids; empty: the project's default group.
@@ -99,13 +142,14 @@ pub async fn create(cloud: &Cloud, ctx: &Context, mut create: Create) -> Result<
     let reservation: String = ids[0].1.simple().to_string().chars().take(8).collect();
     let reservation_id = format!("r-{reservation}");
     let names = create.security_groups.clone();
+    let place = Place::of(cloud);
     let ctx = ctx.clone();
     let actor = ctx.user_id.clone();
     let servers = cloud
         .store
         .write(&actor, {
             let reservation_id = reservation_id.clone();
-            move |conn| insert(conn, &ctx, &project, &create, &ids, &reservation_id)
+            move |conn| insert(conn, &ctx, &project, &create, &ids, &reservation_id, &place)
         })
         .await?;
     Ok(Created {
@@ -143,14 +187,14 @@ fn check_zone(cloud: &Cloud, ctx: &Context, create: &mut Create) -> Result<()> {
 /// What cannot be shared by several servers.
 fn check_several(create: &Create) -> Result<()> {
     if let (Networks::List(list), 2..) = (&create.networks, create.max_count) {
-        if list.iter().any(|n| n.port.is_some()) {
+        if list.iter().any(|n| n.request.port.is_some()) {
             return Err(Error::BadRequest(
                 "Unable to launch multiple instances with a single configured port ID. Please launch your instance \
                  one by one with different ports."
                     .into(),
             ));
         }
-        if list.iter().any(|n| n.fixed_ip.is_some()) {
+        if list.iter().any(|n| n.request.fixed_ip.is_some()) {
             return Err(Error::BadRequest(
                 "Invalid fixed IP Address in server create request: it cannot be given to multiple instances.".into(),
             ));
@@ -166,10 +210,31 @@ fn insert(
     create: &Create,
     ids: &[(Uuid, Uuid)],
     reservation_id: &str,
+    place: &Place,
 ) -> Result<Vec<Uuid>> {
     let flavor = flavors::find(conn, ctx, &create.flavor).map_err(as_bad_request)?;
-    let image = images::find(conn, ctx, create.image)?;
-    let root_bytes = root_size(&flavor, &image)?;
+    let mut image = create
+        .image
+        .map(|id| images::find(conn, ctx, id))
+        .transpose()?;
+    // An image of a server that was booted from a volume names snapshots of its volumes.
+    let mapped = match &image {
+        Some(image) => images::mapping(image)?,
+        None => None,
+    };
+    let devices = match mapped {
+        Some(mut mapped) => {
+            image = None;
+            mapped.extend(create.devices.iter().filter(|d| !d.boot).cloned());
+            mapped
+        }
+        None => create.devices.clone(),
+    };
+    check_devices(conn, ctx, create, &flavor, image.is_some(), &devices)?;
+    let root_bytes = image
+        .as_ref()
+        .map(|image| root_size(&flavor, image))
+        .transpose()?;
     let key = match &create.key_name {
         Some(name) => {
             let pair = keypairs::find(conn, &ctx.user_id, name)
@@ -210,6 +275,8 @@ fn insert(
             Some(hostname) => format!("{hostname}{suffix}"),
             None => default_hostname(&name, id),
         };
+        let disks = make_disks(conn, ctx, place, id, &flavor, &devices)?;
+        let boot = disks.iter().find(|disk| disk.position == 0);
         let server = Server {
             id,
             project_id: project.to_owned(),
@@ -218,9 +285,9 @@ fn insert(
             description: create.description.clone(),
             hostname,
             flavor: flavor.clone(),
-            image_id: Some(image.id),
-            root_volume,
-            root_bytes,
+            image_id: image.as_ref().map(|image| image.id),
+            root_volume: boot.map_or(root_volume, |disk| disk.volume),
+            root_bytes: boot.map(|disk| disk.size).or(root_bytes).unwrap_or_default(),
             key: key.clone(),
             config_drive: create.config_drive,
             metadata: create.metadata.clone(),
@@ -248,14 +315,28 @@ fn insert(
             launched_at: None,
             terminated_at: None,
             deleted: false,
+            volume_backed: boot.is_some(),
+            exchange: None,
+            rescue: None,
+            snapshot: None,
+            shelved_image: None,
         };
         server.save(conn)?;
+        for disk in &disks {
+            disk.save(conn)?;
+        }
         if let Some(data) = &create.user_data {
             conn.prepare_cached("INSERT INTO compute_user_data (server_id, data) VALUES (?1, ?2)")?
                 .execute(params![id.to_string(), data])?;
         }
         for request in &networks {
-            ports::create_for_server(conn, ctx, id, request, &groups).map_err(as_bad_request)?;
+            let port = ports::create_for_server(conn, ctx, id, &request.request, &groups).map_err(as_bad_request)?;
+            if let Some(tag) = &request.tag {
+                conn.execute(
+                    "INSERT OR REPLACE INTO compute_port_tags (port_id, server_id, tag) VALUES (?1, ?2, ?3)",
+                    params![port.to_string(), id.to_string(), tag],
+                )?;
+            }
         }
         record(
             conn,
@@ -269,6 +350,137 @@ fn insert(
     Ok(made)
 }
 
+/// The server has one disk to boot from, and no more local ones than its flavor allows.
+fn check_devices(
+    conn: &Connection,
+    ctx: &Context,
+    create: &Create,
+    flavor: &flavors::Flavor,
+    image: bool,
+    devices: &[BlockDevice],
+) -> Result<()> {
+    let invalid = |why: &str| Error::BadRequest(format!("Block Device Mapping is Invalid: {why}"));
+    let boots = devices.iter().filter(|device| device.boot).count();
+    if boots + usize::from(image) != 1 {
+        return Err(invalid(
+            "Boot sequence for the instance and image/block device mapping combination is not valid.",
+        ));
+    }
+    let (mut ephemeral, mut swaps) = (0_u64, 0);
+    for device in devices {
+        if device.volume {
+            if let (BlockSource::Volume(_), 2..) = (device.source, create.max_count) {
+                return Err(Error::BadRequest(
+                    "Cannot attach one or more volumes to multiple instances".into(),
+                ));
+            }
+            if device.boot
+                && let BlockSource::Image(id) = device.source
+                && images::find(conn, ctx, id)?.min_ram > flavor.ram
+            {
+                return Err(Error::BadRequest(
+                    "Flavor's memory is too small for requested image.".into(),
+                ));
+            }
+        } else if device.swap {
+            swaps += 1;
+        } else {
+            ephemeral = ephemeral.saturating_add(device.size_gib.map_or(flavor.ephemeral, u64::from));
+        }
+    }
+    if ephemeral > flavor.ephemeral {
+        return Err(invalid(
+            "Ephemeral disks requested are larger than the instance type allows. If no size is given in one block \
+             device mapping, flavor ephemeral size will be used.",
+        ));
+    }
+    if swaps > 1 || (swaps == 1 && flavor.swap == 0) {
+        return Err(invalid("Swap drive requested is larger than instance type allows."));
+    }
+    Ok(())
+}
+
+/// The disks of a new server beside a local root disk: volumes that are kept or made for it, and its flavor's blank ones.
+fn make_disks(
+    conn: &Connection,
+    ctx: &Context,
+    place: &Place,
+    server: Uuid,
+    flavor: &flavors::Flavor,
+    devices: &[BlockDevice],
+) -> Result<Vec<Disk>> {
+    let mut made: Vec<Disk> = Vec::new();
+    let add = |made: &mut Vec<Disk>, device: Option<&BlockDevice>, what: What| -> Result<()> {
+        let position = if device.is_some_and(|d| d.boot) {
+            0
+        } else {
+            disks::free_position(made)?
+        };
+        let (volume, size, attachment) = match what {
+            What::Local(bytes) => (Uuid::new_v4(), bytes, None),
+            What::Volume(reserved) => (reserved.volume, reserved.bytes, Some(reserved.attachment)),
+        };
+        made.push(Disk {
+            server,
+            volume,
+            device: disks::device(position),
+            position,
+            local: attachment.is_none(),
+            size,
+            state: if attachment.is_some() {
+                DiskState::Attaching
+            } else {
+                DiskState::Attached
+            },
+            attachment,
+            delete_on_termination: device.is_none_or(|d| d.delete_on_termination),
+            tag: device.and_then(|d| d.tag.clone()),
+            request_id: None,
+        });
+        Ok(())
+    };
+    let local = |device: &&BlockDevice| !device.volume && !device.swap;
+    if flavor.ephemeral > 0 && !devices.iter().any(|d| local(&d)) {
+        add(&mut made, None, What::Local(flavor.ephemeral.saturating_mul(GIB)))?;
+    }
+    for device in devices.iter().filter(local) {
+        let gib = device.size_gib.map_or(flavor.ephemeral, u64::from);
+        if gib > 0 {
+            add(&mut made, Some(device), What::Local(gib.saturating_mul(GIB)))?;
+        }
+    }
+    if flavor.swap > 0 {
+        let device = devices.iter().find(|d| d.swap);
+        add(&mut made, device, What::Local(flavor.swap.saturating_mul(MIB)))?;
+    }
+    for device in devices.iter().filter(|d| d.volume) {
+        let new = |made_of| (made_of, device.size_gib, device.volume_type.as_deref());
+        let reserved = match device.source {
+            BlockSource::Volume(id) => volumes::reserve(conn, ctx, id, server),
+            BlockSource::Blank => volumes::make(conn, ctx, place, new(MadeOf::Blank), server),
+            BlockSource::Image(id) => volumes::make(conn, ctx, place, new(MadeOf::Image(id)), server),
+            BlockSource::Snapshot(id) => volumes::make(conn, ctx, place, new(MadeOf::Snapshot(id)), server),
+        };
+        let reserved = reserved.map_err(as_bad_request)?;
+        if device.boot && !reserved.bootable {
+            return Err(Error::BadRequest(format!(
+                "Block Device Mapping is Invalid: Volume {} is not bootable.",
+                reserved.volume
+            )));
+        }
+        add(&mut made, Some(device), What::Volume(reserved))?;
+    }
+    Ok(made)
+}
+
+/// What a new disk is.
+enum What {
+    /// A local one of this many bytes.
+    Local(u64),
+    /// A volume.
+    Volume(Reserved),
+}
+
 /// What a request names and is not there makes it a bad request, as Nova has it.
 fn as_bad_request(error: Error) -> Error {
     if error.kind() == Some(Kind::NotFound) {
@@ -278,7 +490,7 @@ fn as_bad_request(error: Error) -> Error {
     }
 }
 
-pub(super) fn check_metadata_count(conn: &Connection, project: &str, count: usize) -> Result<()> {
+pub(in crate::compute) fn check_metadata_count(conn: &Connection, project: &str, count: usize) -> Result<()> {
     let limit = quotas::limit(conn, project, Resource::MetadataItems)?;
     if limit >= 0 && i64::try_from(count).unwrap_or(i64::MAX) > limit {
         return Err(Error::QuotaExceeded(format!(
@@ -288,7 +500,7 @@ pub(super) fn check_metadata_count(conn: &Connection, project: &str, count: usiz
     Ok(())
 }
 
-fn resolve_networks(conn: &Connection, ctx: &Context, networks: &Networks) -> Result<Vec<NetRequest>> {
+fn resolve_networks(conn: &Connection, ctx: &Context, networks: &Networks) -> Result<Vec<TaggedNetwork>> {
     let list = match networks {
         Networks::None => return Ok(Vec::new()),
         Networks::List(list) if !list.is_empty() => return Ok(list.clone()),
@@ -301,7 +513,10 @@ fn resolve_networks(conn: &Connection, ctx: &Context, networks: &Networks) -> Re
                 .into(),
         )),
         [] => Ok(Vec::new()),
-        [network] => Ok(vec![NetRequest { network: Some(network), port: None, fixed_ip: None }]),
+        [network] => Ok(vec![TaggedNetwork {
+            request: NetRequest { network: Some(network), port: None, fixed_ip: None },
+            tag: None,
+        }]),
         _ => Err(Error::Conflict(
             "Multiple possible networks found, use a Network ID to be more specific.".into(),
         )),
@@ -309,7 +524,7 @@ fn resolve_networks(conn: &Connection, ctx: &Context, networks: &Networks) -> Re
 }
 
 /// The root disk's size in bytes.
-fn root_size(flavor: &flavors::Flavor, image: &Image) -> Result<u64> {
+pub(in crate::compute) fn root_size(flavor: &flavors::Flavor, image: &Image) -> Result<u64> {
     if image.min_ram > flavor.ram {
         return Err(Error::BadRequest(
             "Flavor's memory is too small for requested image.".into(),

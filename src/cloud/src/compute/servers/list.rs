@@ -6,8 +6,10 @@ use std::net::IpAddr;
 use regex::Regex;
 use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
+use uuid::Uuid;
 
 use super::{COLUMNS, Details, Server, details, user_data_of_all};
+use crate::compute::disks::{self, Disk};
 use crate::compute::state::{Task, VmState};
 use crate::compute::{Micros, ports};
 use crate::{Cloud, Context, Error, Result};
@@ -215,7 +217,7 @@ pub async fn list(cloud: &Cloud, ctx: &Context, filter: Filter) -> Result<Vec<De
 
 /// Servers with what other tables say of them, in a fixed number of queries.
 fn together(conn: &Connection, servers: Vec<Server>, admin: bool) -> Result<Vec<Details>> {
-    let ids = servers
+    let ids: std::collections::HashSet<Uuid> = servers
         .iter()
         .filter(|server| !server.deleted)
         .map(|server| server.id)
@@ -226,13 +228,22 @@ fn together(conn: &Connection, servers: Vec<Server>, admin: bool) -> Result<Vec<
     } else {
         HashMap::new()
     };
+    let mut volumes: HashMap<Uuid, Vec<Disk>> = HashMap::new();
+    let list: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+    for disk in disks::of_servers(conn, &list)? {
+        if !disk.local {
+            volumes.entry(disk.server).or_default().push(disk);
+        }
+    }
     Ok(servers
         .into_iter()
         .map(|server| {
+            let volumes = volumes.remove(&server.id).unwrap_or_default();
             let (addresses, security_groups) = shown.remove(&server.id).unwrap_or_default();
             Details {
                 addresses,
                 security_groups,
+                volumes,
                 user_data: user_data.remove(&server.id),
                 server,
             }

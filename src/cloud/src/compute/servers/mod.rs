@@ -12,20 +12,22 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::disks::{self, Disk};
 use super::flavors::Flavor;
 use super::keypairs::ServerKey;
 use super::ports::{self, Address};
-use super::state::{Power, Task, VmState, Wanted, status};
+use super::state::{Phase, Power, Task, VmState, Wanted, status};
 use super::{Micros, now};
 use crate::{Cloud, Context, Error, Result};
 
 pub use super::ports::{Interface, NetRequest};
-pub use create::{Create, Created, Networks, create};
+pub use create::{BlockDevice, BlockSource, Create, Created, Networks, TaggedNetwork, create};
+pub(super) use create::{check_metadata_count, root_size};
 pub use list::{Filter, Sort, SortKey, TagFilter, list};
 pub(super) use update::check_lock;
 pub use update::{
-    MetadataChange, TagChange, Update, change_metadata, change_tags, console_log, diagnostics, interfaces,
-    security_groups, update,
+    MetadataChange, TagChange, Update, change_metadata, change_tags, console_log, diagnostics, interfaces, update,
+    user_data_of,
 };
 
 /// The most tags that a server may have.
@@ -101,13 +103,50 @@ pub struct Server {
     pub launched_at: Option<Micros>,
     pub terminated_at: Option<Micros>,
     pub deleted: bool,
+    /// The root volume is one of the block storage service.
+    pub volume_backed: bool,
+    /// What flavor and root volume are exchanged for, or were.
+    pub exchange: Option<Exchange>,
+    /// It runs, or is to run, from this rescue disk.
+    pub rescue: Option<Rescue>,
+    /// The image that its root volume becomes now.
+    pub snapshot: Option<Uuid>,
+    /// The image that it is kept as while it is shelved.
+    pub shelved_image: Option<Uuid>,
+}
+
+/// The other flavor and root volume of a server that is resized or rebuilt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// How far it has come.
+    pub phase: Phase,
+    /// It ran before.
+    pub ran: bool,
+    /// The flavor that the server does not have; `None`: it is not exchanged.
+    pub flavor: Option<Flavor>,
+    /// The root volume that the server does not use, with its size in bytes; `None`: it is not exchanged.
+    pub root: Option<(Uuid, u64)>,
+    /// Write this image over the root volume, which is one of the block storage service.
+    #[serde(default)]
+    pub reimage: Option<Uuid>,
+}
+
+/// The disk that a server is rescued with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescue {
+    /// The volume.
+    pub volume: Uuid,
+    /// Its size.
+    pub bytes: u64,
+    /// What it is made of.
+    pub image: Uuid,
 }
 
 const COLUMNS: &str = "id, project_id, user_id, name, description, hostname, flavor, image_id, root_volume, \
      root_bytes, key_pair, config_drive, metadata, tags, availability_zone, access_ip_v4, access_ip_v6, \
      reservation_id, launch_index, disk_config, server_group, locked_by, locked_reason, wanted, generation, \
      observed_generation, vm_state, task_state, power_state, host, fault, created_at, updated_at, launched_at, \
-     terminated_at, deleted, zone";
+     terminated_at, deleted, zone, volume_backed, exchange, rescue, snapshot, shelved_image";
 
 fn broken(column: usize, text: &str) -> rusqlite::Error {
     let text = format!(
@@ -208,12 +247,18 @@ impl Server {
             terminated_at: row.get(34)?,
             deleted: row.get(35)?,
             zone: row.get(36)?,
+            volume_backed: row.get(37)?,
+            exchange: json_or_null(row, 38)?,
+            rescue: json_or_null(row, 39)?,
+            snapshot: uuid_or_null(row, 40)?,
+            shelved_image: uuid_or_null(row, 41)?,
         })
     }
 
     /// Inserts the row, or makes it equal to this.
     pub(super) fn save(&self, conn: &Connection) -> Result<()> {
-        let places: Vec<String> = (1..=37).map(|n| format!("?{n}")).collect();
+        let most = self.most();
+        let places: Vec<String> = (1..=42).map(|n| format!("?{n}")).collect();
         let locked_by = self
             .locked_by
             .map(|by| if by == LockedBy::Admin { "admin" } else { "owner" });
@@ -223,8 +268,8 @@ impl Server {
             .map(|c| format!("{c} = excluded.{c}", c = c.trim()))
             .collect();
         conn.prepare_cached(&format!(
-            "INSERT INTO compute_servers ({COLUMNS}, vcpus, ram_mib) VALUES ({}, ?38, ?39) \
-             ON CONFLICT (id) DO UPDATE SET {}",
+            "INSERT INTO compute_servers ({COLUMNS}, vcpus, ram_mib) VALUES ({}, ?43, ?44) \
+             ON CONFLICT (id) DO UPDATE SET vcpus = excluded.vcpus, ram_mib = excluded.ram_mib, {}",
             places.join(", "),
             sets.join(", ")
         ))?
@@ -266,8 +311,13 @@ impl Server {
             self.terminated_at,
             self.deleted,
             self.zone,
-            self.flavor.vcpus,
-            self.flavor.ram,
+            self.volume_backed,
+            self.exchange.as_ref().map(to_json).transpose()?,
+            self.rescue.as_ref().map(to_json).transpose()?,
+            self.snapshot.map(|id| id.to_string()),
+            self.shelved_image.map(|id| id.to_string()),
+            most.0,
+            most.1,
         ])?;
         Ok(())
     }
@@ -294,7 +344,50 @@ impl Server {
             task: self.task_state,
             launched: self.launched_at.is_some(),
             deleted: self.deleted,
+            placed: self.host.is_some(),
+            phase: self.exchange.as_ref().map(|e| e.phase),
+            ran: self.exchange.as_ref().is_none_or(|e| e.ran),
         }
+    }
+
+    /// Virtual processors and memory that the server needs at most: between a resize and the word on it, the larger of
+    /// both flavors', so that a way back is always free.
+    pub(super) fn most(&self) -> (u32, u64) {
+        let other = self.exchange.as_ref().and_then(|e| e.flavor.as_ref());
+        other.map_or((self.flavor.vcpus, self.flavor.ram), |other| {
+            (
+                self.flavor.vcpus.max(other.vcpus),
+                self.flavor.ram.max(other.ram),
+            )
+        })
+    }
+
+    /// Exchanges flavor and root volume for the others.
+    pub(super) fn exchange(&mut self) {
+        let Some(exchange) = &mut self.exchange else { return };
+        if let Some(flavor) = &mut exchange.flavor {
+            std::mem::swap(flavor, &mut self.flavor);
+        }
+        if let Some((volume, bytes)) = &mut exchange.root {
+            std::mem::swap(volume, &mut self.root_volume);
+            std::mem::swap(bytes, &mut self.root_bytes);
+        }
+        exchange.phase = match exchange.phase {
+            Phase::Prepared => Phase::Swapped,
+            Phase::Swapped | Phase::Reverted => Phase::Reverted,
+        };
+    }
+
+    /// Bytes of the local disks that hang on the row itself.
+    pub(super) fn root_bytes_in_all(&self) -> u64 {
+        let own = if self.volume_backed || self.vm_state == VmState::ShelvedOffloaded {
+            0
+        } else {
+            self.root_bytes
+        };
+        let other = self.exchange.as_ref().and_then(|e| e.root).map_or(0, |(_, bytes)| bytes);
+        let rescue = self.rescue.as_ref().map_or(0, |r| r.bytes);
+        own.saturating_add(other).saturating_add(rescue)
     }
 
     /// The name of the guest as engines' logs have it, in Nova's form.
@@ -343,6 +436,8 @@ pub struct Details {
     pub addresses: Vec<Address>,
     /// The names of its security groups.
     pub security_groups: Vec<String>,
+    /// Its volumes.
+    pub volumes: Vec<Disk>,
     /// What the guest is given at its first start, as base64; for admins.
     pub user_data: Option<String>,
 }
@@ -354,6 +449,7 @@ impl Details {
             server,
             addresses: Vec::new(),
             security_groups: Vec::new(),
+            volumes: Vec::new(),
             user_data: None,
         }
     }
@@ -373,9 +469,12 @@ fn details(conn: &Connection, server: Server, with_user_data: bool) -> Result<De
             ports::security_group_names(conn, server.id)?,
         )
     };
+    let mut volumes = disks::of_server(conn, server.id)?;
+    volumes.retain(|disk| !disk.local);
     Ok(Details {
         addresses,
         security_groups,
+        volumes,
         user_data,
         server,
     })
@@ -494,5 +593,10 @@ pub(super) fn sample(name: &str) -> Server {
         launched_at: None,
         terminated_at: None,
         deleted: false,
+        volume_backed: false,
+        exchange: None,
+        rescue: None,
+        snapshot: None,
+        shelved_image: None,
     }
 }

@@ -204,16 +204,13 @@ pub async fn interfaces(cloud: &Cloud, ctx: &Context, id: &str) -> Result<Vec<In
         .await
 }
 
-/// The security groups of a server.
-pub async fn security_groups(cloud: &Cloud, ctx: &Context, id: &str) -> Result<Vec<ports::SecurityGroup>> {
+/// What the guest is given at its first start, as base64.
+pub async fn user_data_of(cloud: &Cloud, ctx: &Context, id: &str) -> Result<Option<String>> {
     ctx.require("servers", "show")?;
     let (ctx, id) = (ctx.clone(), id.to_owned());
     cloud
         .store
-        .read(move |conn| {
-            let server = find(conn, &ctx, &id)?;
-            ports::security_groups(conn, &ctx, server.id)
-        })
+        .read(move |conn| super::user_data(conn, find(conn, &ctx, &id)?.id))
         .await
 }
 
