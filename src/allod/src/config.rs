@@ -21,6 +21,8 @@ pub struct Config {
     pub network: Network,
     /// Uploads.
     pub image: Image,
+    /// Accounts and passwords.
+    pub identity: Identity,
     /// What is logged.
     pub log: Log,
 }
@@ -191,6 +193,32 @@ impl Default for Network {
     }
 }
 
+/// Accounts and passwords.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Identity {
+    /// A user that changes its own password cannot take one of this many latest ones, the present one included.
+    pub unique_last_passwords: u8,
+    /// After so many wrong passwords in a row an account is locked for a while; 0: never.
+    pub lockout_attempts: u32,
+    /// For how long, in seconds.
+    pub lockout_seconds: u64,
+    /// Roles that a domain's manager may give and take.
+    pub managed_roles: Vec<String>,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        let rules = cloud::config::Accounts::default();
+        Identity {
+            unique_last_passwords: rules.unique_last_passwords,
+            lockout_attempts: rules.lockout_attempts,
+            lockout_seconds: rules.lockout.as_secs(),
+            managed_roles: rules.managed_roles,
+        }
+    }
+}
+
 /// Uploads.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -301,6 +329,7 @@ impl Config {
             compute,
             network,
             image,
+            identity,
             log,
         } = self;
         if let Some(url) = &server.public_url
@@ -324,6 +353,12 @@ impl Config {
             if name.is_empty() || name.len() > 255 || name.contains(char::is_control) {
                 return Err((key, "must have 1 to 255 printable characters".into()));
             }
+        }
+        if identity.unique_last_passwords > 10 {
+            return Err(("identity.unique_last_passwords", "must be from 0 to 10".into()));
+        }
+        if identity.managed_roles.iter().any(|role| role == "admin") {
+            return Err(("identity.managed_roles", "must not have admin in it".into()));
         }
         if !storage.dir.is_absolute() {
             return Err((

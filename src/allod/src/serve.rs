@@ -188,6 +188,12 @@ fn rules(config: &Config, state: &StateDir) -> cloud::Config {
             tap: config.network.external_tap.clone(),
         }),
         mtu: config.network.mtu,
+        accounts: cloud::config::Accounts {
+            unique_last_passwords: config.identity.unique_last_passwords,
+            lockout_attempts: config.identity.lockout_attempts,
+            lockout: std::time::Duration::from_secs(config.identity.lockout_seconds),
+            managed_roles: config.identity.managed_roles.clone(),
+        },
     }
 }
 

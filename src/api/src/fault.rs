@@ -19,6 +19,8 @@ pub enum Service {
     Network,
     /// Glance: an HTML page in the original; JSON `{"code", "title", "message"}` here.
     Image,
+    /// Barbican: `{"code", "title", "description"}`.
+    KeyManager,
 }
 
 impl Service {
@@ -28,6 +30,7 @@ impl Service {
             Some("compute") => Service::Compute,
             Some("network") => Service::Network,
             Some("image") => Service::Image,
+            Some("key-manager") => Service::KeyManager,
             _ => Service::Identity,
         }
     }
@@ -45,6 +48,7 @@ impl Service {
             Service::Compute => "compute",
             Service::Network => "network",
             Service::Image => "image",
+            Service::KeyManager => "key-manager",
         }
     }
 }
@@ -156,6 +160,7 @@ impl IntoResponse for Fault {
                 json!({"NeutronError": {"type": self.neutron_type(), "message": message, "detail": ""}})
             }
             Service::Image => json!({"code": format!("{code} {title}"), "title": title, "message": message}),
+            Service::KeyManager => json!({"code": code, "title": title, "description": message}),
         };
         let mut response = (status, axum::Json(body)).into_response();
         if status == StatusCode::UNAUTHORIZED {

@@ -12,6 +12,7 @@ pub mod page;
 pub mod compute;
 pub mod identity;
 pub mod image;
+pub mod key_manager;
 pub mod network;
 
 use std::sync::Arc;
@@ -50,6 +51,7 @@ pub fn router(state: AppState) -> Router {
         .nest("/image", image::router())
         .nest("/compute", compute::router())
         .nest("/network", network::router())
+        .nest("/key-manager", key_manager::router())
         .with_state(state.clone());
     edge::wrap(router, state)
 }

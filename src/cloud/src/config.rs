@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
@@ -30,6 +31,32 @@ pub struct Config {
     pub external: Option<External>,
     /// MTU of tenants' networks.
     pub mtu: u16,
+    /// Accounts and passwords.
+    pub accounts: Accounts,
+}
+
+/// What the operator asks of accounts and passwords.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accounts {
+    /// A user that changes its own password cannot take one of this many latest ones, the present one included.
+    pub unique_last_passwords: u8,
+    /// After so many wrong passwords in a row an account is locked for a while; 0: never.
+    pub lockout_attempts: u32,
+    /// For how long.
+    pub lockout: Duration,
+    /// Roles that a domain's manager may give and take; never `admin`.
+    pub managed_roles: Vec<String>,
+}
+
+impl Default for Accounts {
+    fn default() -> Self {
+        Accounts {
+            unique_last_passwords: 1,
+            lockout_attempts: 0,
+            lockout: Duration::from_secs(1800),
+            managed_roles: ["manager", "member", "reader"].map(str::to_owned).to_vec(),
+        }
+    }
 }
 
 /// The external network `ext-net`.

@@ -1,4 +1,4 @@
-//! The cloud's rules: identity, images, compute, networks. No HTTP, no packets.
+//! The cloud's rules: identity, images, compute, networks, secrets. No HTTP, no packets.
 //!
 //! Each folder is a service. Its functions take the [`Cloud`] and the caller's [`Context`], check rights and rules,
 //! and read or write the [`store`]. Reconcilers bring what is to what should be, through the [`driver`] traits that the
@@ -19,6 +19,7 @@ pub mod identity;
 pub mod image;
 pub mod network;
 pub mod placement;
+pub mod secret;
 pub mod volume;
 
 use std::sync::Arc;

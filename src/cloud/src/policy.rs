@@ -44,6 +44,7 @@ pub const TABLES: &[&[Rule]] = &[
     crate::compute::POLICY,
     crate::network::POLICY,
     crate::volume::POLICY,
+    crate::secret::POLICY,
     crate::placement::POLICY,
 ];
 
@@ -86,7 +87,7 @@ mod tests {
 
     use super::*;
 
-    const SERVICES: [&str; 6] = ["identity", "image", "compute", "network", "volume", "placement"];
+    const SERVICES: [&str; 7] = ["identity", "image", "compute", "network", "volume", "secret", "placement"];
     const ROLES: [&str; 4] = ["reader", "member", "manager", "admin"];
 
     fn context(role: Option<&str>) -> Context {

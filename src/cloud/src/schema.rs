@@ -34,4 +34,9 @@ pub const STEPS: &[Step] = &[
         name: "placement",
         sql: crate::placement::SCHEMA,
     },
+    Step {
+        number: 7,
+        name: "secret",
+        sql: crate::secret::SCHEMA,
+    },
 ];

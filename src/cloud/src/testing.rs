@@ -50,6 +50,10 @@ pub async fn cloud_at(public_url: &str) -> TestCloud {
             tap: "allod0".into(),
         }),
         mtu: 1442,
+        accounts: crate::config::Accounts {
+            unique_last_passwords: 2,
+            ..Default::default()
+        },
     };
     let drivers = Arc::new(Remembering::new(dir.path().join("images")));
     let identity = Arc::new(

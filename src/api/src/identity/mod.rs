@@ -7,6 +7,7 @@ mod groups;
 mod projects;
 mod roles;
 mod shape;
+mod stored;
 mod tokens;
 mod users;
 mod versions;
@@ -103,6 +104,19 @@ fn v3() -> Router<AppState> {
         .route(
             "/users/{id}/application_credentials/{credential}",
             get(credentials::show).delete(credentials::delete),
+        )
+        .route("/credentials", get(stored::list).post(stored::create))
+        .route(
+            "/credentials/{id}",
+            get(stored::show).patch(stored::update).delete(stored::delete),
+        )
+        .route(
+            "/users/{id}/credentials/OS-EC2",
+            get(stored::list_ec2).post(stored::create_ec2),
+        )
+        .route(
+            "/users/{id}/credentials/OS-EC2/{access}",
+            get(stored::show_ec2).delete(stored::delete_ec2),
         )
         .route("/groups", get(groups::list).post(groups::create))
         .route(

@@ -12,6 +12,7 @@ use uuid::Uuid;
 /// One resource of a request's body.
 pub(super) struct Attributes<'a> {
     object: &'a Map<String, Value>,
+    hidden: Option<&'static str>,
 }
 
 /// 400 as Neutron words a wrong value.
@@ -52,7 +53,7 @@ impl<'a> Attributes<'a> {
             unknown.push(name);
         }
         if unknown.is_empty() {
-            return Ok(Attributes { object });
+            return Ok(Attributes { object, hidden: None });
         }
         let names: Vec<String> = unknown
             .iter()
@@ -70,7 +71,7 @@ impl<'a> Attributes<'a> {
             .as_object()
             .ok_or_else(|| wrong(attribute, format_args!("'{}' is not a dictionary", shown(value))))?;
         match object.keys().find(|key| !keys.contains(&key.as_str())) {
-            None => Ok(Attributes { object }),
+            None => Ok(Attributes { object, hidden: None }),
             Some(key) => Err(wrong(
                 attribute,
                 format_args!("'{key}' is not one of {}", keys.join(", ")),
@@ -79,7 +80,15 @@ impl<'a> Attributes<'a> {
     }
 
     pub(super) fn raw(&self, name: &str) -> Option<&'a Value> {
-        self.object.get(name)
+        self.object.get(name).filter(|_| self.hidden != Some(name))
+    }
+
+    /// The same, but for one attribute.
+    pub(super) fn without(&self, name: &'static str) -> Attributes<'a> {
+        Attributes {
+            object: self.object,
+            hidden: Some(name),
+        }
     }
 
     /// A text of at most `max` characters.

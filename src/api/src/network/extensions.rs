@@ -15,6 +15,7 @@ use crate::fault::{Fault, Service};
 
 /// Alias, name and what it is, of every extension that is there.
 const EXTENSIONS: &[(&str, &str, &str)] = &[
+    ("address-scope", "Address scope", "Address scopes extension."),
     ("agent", "agent", "The agent management extension."),
     (
         "allowed-address-pairs",
@@ -30,6 +31,11 @@ const EXTENSIONS: &[(&str, &str, &str)] = &[
         "binding",
         "Port Binding",
         "Expose port bindings of a virtual port to external application",
+    ),
+    (
+        "default-subnetpools",
+        "Default Subnetpools",
+        "Provides ability to mark and use a subnetpool as the default.",
     ),
     (
         "ext-gw-mode",
@@ -134,6 +140,11 @@ const EXTENSIONS: &[(&str, &str, &str)] = &[
         "The security groups extension.",
     ),
     (
+        "security-groups-default-rules",
+        "Default rules for security groups",
+        "Configure set of security group rules used as default rules for every new security group",
+    ),
+    (
         "security-groups-normalized-cidr",
         "Normalized CIDR field for security group rules",
         "Add new field with normalized remote_ip_prefix cidr in SG rule",
@@ -170,13 +181,28 @@ const EXTENSIONS: &[(&str, &str, &str)] = &[
     ),
     (
         "standard-attr-tag",
-        "Tag support for resources with standard attribute: floatingip, network, port, router, security_group, subnet",
+        "Tag support for resources with standard attribute: floatingip, network, port, router, security_group, subnet, subnetpool",
         "Enables to set tag on resources with standard attribute.",
     ),
     (
         "standard-attr-timestamp",
         "Resource timestamps",
         "Adds created_at and updated_at fields to all Neutron resources that have Neutron standard attributes.",
+    ),
+    (
+        "subnet_allocation",
+        "Subnet Allocation",
+        "Enables allocation of subnets from a subnet pool",
+    ),
+    (
+        "subnet_onboard",
+        "Subnet Onboard",
+        "Provides support for onboarding subnets into subnet pools",
+    ),
+    (
+        "subnetpool-prefix-ops",
+        "Subnet Pool Prefix Operations",
+        "Provides support for adjusting the prefix list of subnet pools",
     ),
     (
         "subnet-external-network",
@@ -189,11 +215,14 @@ const EXTENSIONS: &[(&str, &str, &str)] = &[
 const RESOURCES: &[(&str, &str)] = &[
     ("network", "networks"),
     ("subnet", "subnets"),
+    ("subnetpool", "subnetpools"),
+    ("address_scope", "address-scopes"),
     ("port", "ports"),
     ("router", "routers"),
     ("floatingip", "floatingips"),
     ("security_group", "security-groups"),
     ("security_group_rule", "security-group-rules"),
+    ("default_security_group_rule", "default-security-group-rules"),
     ("quota", "quotas"),
     ("agent", "agents"),
     ("availability_zone", "availability_zones"),

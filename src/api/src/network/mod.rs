@@ -1,6 +1,8 @@
 //! Networks (Neutron v2.0): routes, wire types, handlers. The rules are `cloud::network`'s.
 
+mod address_scopes;
 mod attributes;
+mod default_rules;
 mod extensions;
 mod floating_ips;
 mod inventory;
@@ -12,6 +14,7 @@ mod resource;
 mod routers;
 mod security_groups;
 mod security_rules;
+mod subnet_pools;
 mod subnets;
 mod tags;
 #[cfg(test)]
@@ -31,6 +34,12 @@ pub fn router() -> Router<AppState> {
         .merge(resource::routes::<routers::Routers>("/routers"))
         .merge(routers::actions())
         .merge(resource::routes::<floating_ips::FloatingIps>("/floatingips"))
+        .merge(resource::routes::<subnet_pools::SubnetPools>("/subnetpools"))
+        .merge(subnet_pools::actions())
+        .merge(resource::routes::<address_scopes::AddressScopes>(
+            "/address-scopes",
+        ))
+        .merge(default_rules::routes())
         .merge(security_groups::routes())
         .merge(extensions::routes())
         .merge(quotas::routes())

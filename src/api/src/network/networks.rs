@@ -1,7 +1,7 @@
 //! Networks on the wire.
 
 use cloud::network::networks::{self, Fields, Network};
-use cloud::network::{Connection, Where, subnets};
+use cloud::network::{Connection, Where, subnet_pools, subnets};
 use cloud::{Config, Context, Result};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -129,6 +129,7 @@ impl Kind for Networks {
 
     fn view(conn: &Connection, config: &Config, ctx: &Context, rows: Vec<Network>) -> Result<Vec<View>> {
         let mut subnets = subnets::ids_by_network(conn)?;
+        let scopes = subnet_pools::scopes(conn)?;
         Ok(rows
             .into_iter()
             .map(|network| {
@@ -145,8 +146,8 @@ impl Kind for Networks {
                     "dns_domain": network.dns_domain,
                     "availability_zones": [config.availability_zone],
                     "availability_zone_hints": network.zone_hints,
-                    "ipv4_address_scope": Value::Null,
-                    "ipv6_address_scope": Value::Null,
+                    "ipv4_address_scope": scopes.get(&(network.meta.id, 4)),
+                    "ipv6_address_scope": scopes.get(&(network.meta.id, 6)),
                 })));
                 if ctx.is_admin() {
                     view.extend(resource::object(if network.uplink.is_empty() {

@@ -141,7 +141,7 @@ pub(super) async fn list<K: Kind>(
     Ok(Json(answer.await.for_service(Service::Network)?).into_response())
 }
 
-async fn show<K: Kind>(
+pub(super) async fn show<K: Kind>(
     State(state): State<AppState>,
     Auth(ctx): Auth,
     Path(id): Path<String>,
@@ -260,7 +260,7 @@ async fn update<K: Kind>(
     Ok(Json(answer.await.for_service(Service::Network)?).into_response())
 }
 
-async fn delete<K: Kind>(
+pub(super) async fn delete<K: Kind>(
     State(state): State<AppState>,
     Auth(ctx): Auth,
     Path(id): Path<String>,

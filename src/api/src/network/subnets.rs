@@ -56,6 +56,8 @@ impl Kind for Subnets {
         "ipv6_ra_mode",
         "ipv6_address_mode",
         "subnetpool_id",
+        "use_default_subnetpool",
+        "prefixlen",
     ];
     const PUT: &'static [&'static str] = &[
         "name",
@@ -71,6 +73,7 @@ impl Kind for Subnets {
         ("name", "name"),
         ("project_id", "project_id"),
         ("network_id", "network_id"),
+        ("subnetpool_id", "subnet_pool_id"),
     ];
     type Row = Subnet;
     type Fields = Fields;
@@ -110,7 +113,9 @@ impl Kind for Subnets {
             host_routes: body.list("host_routes", |value| route("host_routes", value))?,
             ipv6_ra_mode: mode("ipv6_ra_mode")?,
             ipv6_address_mode: mode("ipv6_address_mode")?,
-            subnetpool_id: body.text_or_null("subnetpool_id", 64)?,
+            subnet_pool_id: body.uuid("subnetpool_id")?,
+            use_default_pool: body.flag("use_default_subnetpool")?,
+            prefixlen: body.number("prefixlen")?,
         })
     }
 
@@ -151,7 +156,7 @@ impl Kind for Subnets {
                     "host_routes": subnet.host_routes,
                     "ipv6_ra_mode": subnet.ipv6_ra_mode.map(Ipv6Mode::name),
                     "ipv6_address_mode": subnet.ipv6_address_mode.map(Ipv6Mode::name),
-                    "subnetpool_id": Value::Null,
+                    "subnetpool_id": subnet.subnet_pool_id,
                 })));
                 view
             })

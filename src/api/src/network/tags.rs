@@ -17,6 +17,7 @@ use super::ports::Ports;
 use super::resource::id_of;
 use super::routers::Routers;
 use super::security_groups::SecurityGroups;
+use super::subnet_pools::SubnetPools;
 use super::subnets::Subnets;
 use crate::AppState;
 use crate::auth::Auth;
@@ -37,6 +38,7 @@ fn target(kind: &str, id: &str) -> Result<(Tagged, Uuid)> {
     Ok(match kind {
         "networks" => (Tagged::Networks, id_of::<Networks>(id)?),
         "subnets" => (Tagged::Subnets, id_of::<Subnets>(id)?),
+        "subnetpools" => (Tagged::SubnetPools, id_of::<SubnetPools>(id)?),
         "ports" => (Tagged::Ports, id_of::<Ports>(id)?),
         "routers" => (Tagged::Routers, id_of::<Routers>(id)?),
         "floatingips" => (Tagged::FloatingIps, id_of::<FloatingIps>(id)?),

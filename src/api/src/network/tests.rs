@@ -339,7 +339,7 @@ async fn bad_requests_are_faults_of_neutrons_kind() {
             400,
             "BadRequest",
         ),
-        ("GET", "/v2.0/subnetpools", json!({}), 404, "HTTPNotFound"),
+        ("GET", "/v2.0/trunks", json!({}), 404, "HTTPNotFound"),
         ("PATCH", "/v2.0/networks", json!({}), 405, "HTTPMethodNotAllowed"),
     ];
     for (method, path, body, status, kind) in cases {
@@ -743,4 +743,62 @@ fn odd_bodies_never_are_our_fault() {
         let (status, answer) = runtime.block_on(api.send("POST", &format!("/v2.0/{path}"), text.clone().into()));
         prop_assert!(status == 201 || status.is_client_error(), "{} {}: {} {}", path, text, status, answer);
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pools_and_default_rules_on_the_wire() {
+    let api = Api::new("admin").await;
+    let scope = json!({"address_scope": {"name": "s", "ip_version": 4}});
+    let scope = id(&api.post("/v2.0/address-scopes", scope).await["address_scope"]);
+    let body = json!({"subnetpool": {"name": "p", "prefixes": ["10.1.0.0/16"], "default_prefixlen": 24,
+        "address_scope_id": scope}});
+    let pool = api.post("/v2.0/subnetpools", body).await["subnetpool"].clone();
+    assert_eq!(pool["ip_version"], 4);
+    let path = format!("/v2.0/subnetpools/{}", id(&pool));
+    let network = api.network("n").await;
+    let body = json!({"subnet": {"network_id": network, "ip_version": 4, "subnetpool_id": id(&pool)}});
+    let subnet = api.post("/v2.0/subnets", body).await["subnet"].clone();
+    assert_eq!(
+        (&subnet["cidr"], &subnet["subnetpool_id"]),
+        (&json!("10.1.0.0/24"), &pool["id"])
+    );
+    let network = &api.get(&format!("/v2.0/networks/{network}")).await["network"];
+    assert_eq!(network["ipv4_address_scope"], scope.as_str());
+    let body = json!({"prefixes": ["10.4.0.0/16"]});
+    let more = api.put(&format!("{path}/add_prefixes"), body.clone()).await;
+    assert_eq!(more, json!({"prefixes": ["10.1.0.0/16", "10.4.0.0/16"]}));
+    let less = api.put(&format!("{path}/remove_prefixes"), body).await;
+    assert_eq!(less, json!({"prefixes": ["10.1.0.0/16"]}));
+    api.put(&format!("{path}/tags"), json!({"tags": ["red"]})).await;
+    assert_eq!(
+        names(&api.get("/v2.0/subnetpools?tags=red").await["subnetpools"]),
+        ["p"]
+    );
+    assert_eq!(
+        api.refused("DELETE", &path, json!({})).await.1,
+        "SubnetPoolDeleteError"
+    );
+
+    let rules = "/v2.0/default-security-group-rules";
+    let all = api.get(rules).await["default_security_group_rules"].clone();
+    assert_eq!(all.as_array().unwrap().len(), 4);
+    for rule in all.as_array().unwrap() {
+        let expected = if rule["direction"] == "ingress" {
+            json!("PARENT")
+        } else {
+            Value::Null
+        };
+        assert_eq!(rule["remote_group_id"], expected);
+    }
+    let body = json!({"default_security_group_rule": {"direction": "ingress", "ethertype": "IPv6",
+        "remote_group_id": "PARENT", "used_in_non_default_sg": true}});
+    let rule = api.post(rules, body).await["default_security_group_rule"].clone();
+    let body = json!({"security_group": {"name": "g"}});
+    let group = api.post("/v2.0/security-groups", body).await["security_group"].clone();
+    let own = group["security_group_rules"].as_array().unwrap();
+    assert!(own.iter().any(|rule| rule["remote_group_id"] == group["id"]));
+    let one = format!("{rules}/{}", id(&rule));
+    assert_eq!(api.send("PUT", &one, "{}".into()).await.0, 405);
+    api.delete(&one).await;
+    assert_eq!(api.refused("GET", &one, json!({})).await.0, 404);
 }

@@ -72,6 +72,18 @@ pub const SERVED: &[Served] = &[
             "6d1f4c3ac0a04b1c9d9f0f4b2f4c0043",
         ],
     },
+    Served {
+        id: "6d1f4c3ac0a04b1c9d9f0f4b2f4c0010",
+        kind: "key-manager",
+        name: "barbican",
+        description: "Secrets",
+        path: "/key-manager",
+        endpoints: [
+            "6d1f4c3ac0a04b1c9d9f0f4b2f4c0111",
+            "6d1f4c3ac0a04b1c9d9f0f4b2f4c0112",
+            "6d1f4c3ac0a04b1c9d9f0f4b2f4c0113",
+        ],
+    },
 ];
 
 /// The address of a service.

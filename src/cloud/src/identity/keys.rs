@@ -79,6 +79,33 @@ impl RootKey {
         RootKey(XChaCha20Poly1305::new(Key::from_slice(&key[..])))
     }
 
+    /// Encrypts a text for a row; it can be read with the same `purpose` alone.
+    ///
+    /// # Errors
+    /// Never, as far as the cipher is concerned.
+    pub fn seal(&self, purpose: &str, plain: &[u8]) -> Result<Vec<u8>> {
+        let mut nonce = [0; 24];
+        rand::fill(&mut nonce);
+        let payload = Payload {
+            msg: plain,
+            aad: purpose.as_bytes(),
+        };
+        let sealed = self.0.encrypt(XNonce::from_slice(&nonce), payload);
+        let sealed = sealed.map_err(|_| Error::Internal("a row could not be encrypted".into()))?;
+        Ok([&nonce[..], &sealed].concat())
+    }
+
+    /// What [`RootKey::seal`] encrypted; `None` if it was another key or purpose, or the row was changed.
+    pub fn open_sealed(&self, purpose: &str, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let (nonce, msg) = sealed.split_at_checked(24)?;
+        let aad = purpose.as_bytes();
+        let plain = self
+            .0
+            .decrypt(XNonce::from_slice(nonce), Payload { msg, aad })
+            .ok()?;
+        Some(Zeroizing::new(plain))
+    }
+
     /// A new token key, encrypted for its row.
     ///
     /// # Errors
@@ -144,6 +171,16 @@ mod tests {
         assert_eq!(mode(&secrets.join(ROOT_KEY_FILE)), 0o600);
         assert_eq!(mode(&secrets), 0o700);
         assert_eq!(std::fs::read_dir(&secrets).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_was_sealed_opens_for_its_purpose_alone() {
+        let key = RootKey::ephemeral();
+        let sealed = key.seal("a", b"text").unwrap();
+        assert_eq!(key.open_sealed("a", &sealed).unwrap().as_slice(), b"text");
+        assert!(key.open_sealed("b", &sealed).is_none());
+        assert!(RootKey::ephemeral().open_sealed("a", &sealed).is_none());
+        assert!(key.open_sealed("a", &sealed[..20]).is_none());
     }
 
     #[test]

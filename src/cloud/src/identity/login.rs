@@ -255,7 +255,17 @@ async fn password(cloud: &Cloud, user: &UserPassword) -> Result<Proved> {
         })
         .await?;
     let (id, hash) = row.unzip();
-    if !cloud.identity.hasher.verify(password, hash.flatten()).await? {
+    let right = cloud.identity.hasher.verify(password, hash.flatten()).await?;
+    if let Some(id) = &id {
+        if !right {
+            cloud.identity.count_failure(id, &cloud.config.accounts);
+        } else if cloud.identity.is_locked(id) {
+            return Err(unauthorized());
+        } else {
+            cloud.identity.forget_failures(id);
+        }
+    }
+    if !right {
         return Err(unauthorized());
     }
     Ok(Proved {
@@ -267,7 +277,13 @@ async fn password(cloud: &Cloud, user: &UserPassword) -> Result<Proved> {
 }
 
 fn token(cloud: &Cloud, proof: &TokenProof) -> Result<Proved> {
-    let claims = cloud.identity.claims(proof.id.expose())?;
+    // Where the token is the proof, Keystone says that it is not there, and clients tell this from a wrong password.
+    let claims = cloud.identity.claims(proof.id.expose());
+    let claims = claims.map_err(|_| Error::Named {
+        name: "TokenNotFound",
+        kind: crate::error::Kind::NotFound,
+        message: "Failed to validate token".into(),
+    })?;
     let credential = claims.credential.as_ref().map(|id| {
         let directory = cloud.identity.directory();
         let project = directory

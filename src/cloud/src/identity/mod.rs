@@ -12,6 +12,7 @@ pub mod directory;
 pub mod domains;
 pub mod groups;
 pub mod keys;
+mod lockout;
 pub mod login;
 pub mod names;
 pub mod password;
@@ -19,6 +20,7 @@ pub mod projects;
 pub mod rights;
 pub mod roles;
 pub mod secret;
+pub mod stored;
 pub mod token;
 pub mod tokens;
 pub mod upkeep;
@@ -83,6 +85,11 @@ pub const POLICY: &[Rule] = &[
     rule("application_credentials", "show", Who::Anyone),
     rule("application_credentials", "create", Who::Anyone),
     rule("application_credentials", "delete", Who::Anyone),
+    rule("credentials", "list", Who::Anyone),
+    rule("credentials", "show", Who::Anyone),
+    rule("credentials", "create", Who::Anyone),
+    rule("credentials", "update", Who::Anyone),
+    rule("credentials", "delete", Who::Anyone),
     rule("catalog", "list", Who::Anyone),
     rule("tokens", "validate", Who::Anyone),
     rule("tokens", "revoke", Who::Anyone),
@@ -99,6 +106,7 @@ pub struct Identity {
     root: keys::RootKey,
     directory: RwLock<Directory>,
     hasher: Hasher,
+    lockouts: lockout::Lockouts,
 }
 
 impl Default for Identity {
@@ -114,6 +122,7 @@ impl Identity {
             root,
             directory: RwLock::default(),
             hasher: Hasher::default(),
+            lockouts: Default::default(),
         }
     }
 
@@ -130,6 +139,16 @@ impl Identity {
     pub fn with_password_cost(mut self, cost: Cost) -> Self {
         self.hasher = Hasher::new(cost);
         self
+    }
+
+    /// Encrypts another service's key for a row, under the root key.
+    pub(crate) fn wrap(&self, purpose: &str, key: &[u8]) -> Result<Vec<u8>> {
+        self.root.seal(purpose, key)
+    }
+
+    /// What [`Identity::wrap`] encrypted for the same purpose.
+    pub(crate) fn unwrap(&self, purpose: &str, wrapped: &[u8]) -> Option<zeroize::Zeroizing<Vec<u8>>> {
+        self.root.open_sealed(purpose, wrapped)
     }
 
     fn directory(&self) -> RwLockReadGuard<'_, Directory> {

@@ -393,6 +393,8 @@ pub(super) fn remove(conn: &Connection, id: &str) -> Result<()> {
         "UPDATE users SET default_project_id = NULL WHERE default_project_id = ?1",
         [id],
     )?;
+    super::stored::remove_of_project(conn, id)?;
+    crate::secret::remove_of_project(conn, id)?;
     conn.execute("DELETE FROM projects WHERE id = ?1", [id])?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! How far a caller's role reaches in identity.
 //!
 //! `admin` reaches everything. `reader` on the system may read everything. `manager` on a domain manages its users,
-//! groups, projects and their assignments (the roles `manager`, `member`, `reader` alone), and `reader` on a domain
+//! groups, projects and their assignments (of the roles that the operator lists, never `admin`), and `reader` on a domain
 //! reads them. A role on a project reaches nothing here but the project itself. No manager touches an account or a
 //! group that holds `admin` anywhere: to reset its password would be to become it.
 
@@ -9,9 +9,6 @@ use super::directory::Actor;
 use super::token::Target;
 use crate::context::Scope;
 use crate::{Cloud, Context, Error, Result};
-
-/// Roles that a domain's manager may give and take.
-pub const MANAGED_ROLES: [&str; 3] = ["manager", "member", "reader"];
 
 /// What part of identity an action reaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,10 +88,11 @@ pub(super) fn manageable(cloud: &Cloud, ctx: &Context, role_id: &str) -> Result<
     if ctx.is_admin() {
         return Ok(());
     }
+    let managed = |name: &String| name != "admin" && cloud.config.accounts.managed_roles.contains(name);
     let directory = cloud.identity.directory();
     let names = directory.closure([role_id.to_owned()]);
     let known = names.iter().filter_map(|id| directory.roles.get(id));
-    if known.clone().count() > 0 && known.clone().all(|name| MANAGED_ROLES.contains(&name.as_str())) {
+    if known.clone().count() > 0 && known.clone().all(|name| managed(name)) {
         return Ok(());
     }
     Err(forbidden("grants", "create"))

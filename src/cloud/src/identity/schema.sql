@@ -37,6 +37,15 @@ CREATE TABLE users (
     UNIQUE (domain_id, name)
 ) STRICT;
 
+-- Passwords that a user had before, as many as the configuration asks for.
+CREATE TABLE password_history (
+    user_id TEXT NOT NULL,
+    -- When it ceased to be the user's password.
+    replaced_at INTEGER NOT NULL,
+    password_hash TEXT NOT NULL,
+    PRIMARY KEY (user_id, replaced_at)
+) STRICT;
+
 CREATE TABLE user_groups (
     id TEXT NOT NULL PRIMARY KEY,
     domain_id TEXT NOT NULL,
@@ -97,6 +106,17 @@ CREATE TABLE application_credential_roles (
     role_id TEXT NOT NULL,
     PRIMARY KEY (credential_id, role_id)
 ) STRICT;
+
+-- What users leave with the cloud: EC2 keys, TOTP seeds, certificates.
+CREATE TABLE credentials (
+    id TEXT NOT NULL PRIMARY KEY,
+    user_id TEXT NOT NULL,
+    project_id TEXT,
+    kind TEXT NOT NULL,
+    -- Encrypted under the cloud's root key.
+    sealed BLOB NOT NULL
+) STRICT;
+CREATE INDEX credentials_by_user ON credentials (user_id);
 
 CREATE TABLE token_keys (
     id INTEGER NOT NULL PRIMARY KEY,

@@ -79,6 +79,10 @@ fn is_forbidden<T: std::fmt::Debug>(result: Result<T>) -> bool {
     matches!(result, Err(Error::Forbidden(_)))
 }
 
+fn is_not_found<T: std::fmt::Debug>(result: Result<T>) -> bool {
+    matches!(result, Err(Error::NotFound { .. }))
+}
+
 fn is_unauthorized<T>(result: Result<T>) -> bool {
     matches!(result, Err(Error::Unauthorized(_)))
 }
@@ -119,7 +123,6 @@ async fn wrong_proofs_are_one_and_the_same_401() {
             ADMIN_PASSWORD,
             json!({"domain": {"id": "default"}}),
         ),
-        json!({"identity": {"methods": ["token"], "token": {"id": "gibberish"}}}),
     ] {
         match log_in(&test.cloud, body).await {
             Err(Error::Unauthorized(text)) => texts.insert(text),
@@ -127,6 +130,10 @@ async fn wrong_proofs_are_one_and_the_same_401() {
         };
     }
     assert_eq!(texts.len(), 1, "{texts:?}");
+    // A token that is none is not there, which clients tell from a wrong password.
+    let body = json!({"identity": {"methods": ["token"], "token": {"id": "gibberish"}}});
+    let error = log_in(&test.cloud, body).await.unwrap_err();
+    assert_eq!(error.kind(), Some(crate::error::Kind::NotFound), "{error}");
 }
 
 #[tokio::test]
@@ -606,6 +613,68 @@ async fn own_passwords_change_with_the_old_one_alone() {
     log_in(c, password("u", "Default", "new", json!("unscoped")))
         .await
         .unwrap();
+    // Test clouds want the latest two to differ.
+    assert!(matches!(change("new", "old").await, Err(Error::BadRequest(_))));
+    change("new", "newer").await.unwrap();
+    change("newer", "old").await.unwrap();
+    let kept = c.store.read(|conn| {
+        let sql = "SELECT count(*) FROM password_history";
+        Ok::<i64, Error>(conn.query_row(sql, [], |row| row.get(0))?)
+    });
+    assert_eq!(kept.await.unwrap(), 1);
+    users::delete(c, &root, &user.id).await.unwrap();
+    let kept = c.store.read(|conn| {
+        let sql = "SELECT count(*) FROM password_history";
+        Ok::<i64, Error>(conn.query_row(sql, [], |row| row.get(0))?)
+    });
+    assert_eq!(kept.await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn kept_credentials_are_their_users_own_and_encrypted() {
+    let test = cloud().await;
+    let c = &test.cloud;
+    let root = admin(&test).await;
+    let (ann, bob) = (
+        test.context("ann", "one", "member").await,
+        test.context("bob", "two", "member").await,
+    );
+    let project = ann.project().unwrap().to_owned();
+    let key = stored::create_ec2(c, &ann, &ann.user_id, &project).await.unwrap();
+    assert!(is_not_found(stored::show(c, &bob, &key.id).await));
+    assert!(is_not_found(stored::delete(c, &bob, &key.id).await));
+    assert!(
+        stored::list(c, &bob, Some(ann.user_id.clone()), None)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert!(is_forbidden(
+        stored::create_ec2(c, &bob, &ann.user_id, &project).await
+    ));
+    let foreign = bob.project().unwrap().to_owned();
+    assert!(is_not_found(
+        stored::create_ec2(c, &ann, &ann.user_id, &foreign).await
+    ));
+    let restricted = Context {
+        application_credential: Some("x".into()),
+        ..ann.clone()
+    };
+    assert!(is_forbidden(stored::show(c, &restricted, &key.id).await));
+    assert_eq!(
+        stored::show(c, &root, &key.id).await.unwrap().blob.expose(),
+        key.blob.expose()
+    );
+    let sealed: Vec<u8> = c
+        .store
+        .read(|conn| Ok::<_, Error>(conn.query_row("SELECT sealed FROM credentials", [], |row| row.get(0))?))
+        .await
+        .unwrap();
+    let secret: serde_json::Value = serde_json::from_str(key.blob.expose()).unwrap();
+    let secret = secret["secret"].as_str().unwrap().as_bytes();
+    assert!(!sealed.windows(secret.len()).any(|part| part == secret));
+    users::delete(c, &root, &ann.user_id).await.unwrap();
+    assert!(is_not_found(stored::show(c, &root, &key.id).await));
 }
 
 /// What the projection follows change by change is what it loads at once.

@@ -268,6 +268,7 @@ pub async fn update(cloud: &Cloud, ctx: &Context, id: &str, change: UserChange) 
         Some(password) => Some(hash(cloud, password).await?),
     };
     let (id, now) = (id.to_owned(), now());
+    let unique = cloud.config.accounts.unique_last_passwords;
     cloud
         .store
         .write(&ctx.user_id, move |conn| {
@@ -292,7 +293,7 @@ pub async fn update(cloud: &Cloud, ctx: &Context, id: &str, change: UserChange) 
             );
             names::unique(done, "user", name)?;
             if let Some(hash) = &hash {
-                set_password(conn, &id, hash.as_deref(), now)?;
+                set_password(conn, &id, hash.as_deref(), now, unique)?;
             }
             if change.enabled == Some(false) {
                 conn.execute("UPDATE users SET tokens_valid_from = ?2 WHERE id = ?1", params![id, now])?;
@@ -303,7 +304,17 @@ pub async fn update(cloud: &Cloud, ctx: &Context, id: &str, change: UserChange) 
         .await
 }
 
-fn set_password(conn: &Connection, id: &str, hash: Option<&str>, now: i64) -> Result<()> {
+fn set_password(conn: &Connection, id: &str, hash: Option<&str>, now: i64, keep: u8) -> Result<()> {
+    conn.prepare_cached(
+        "INSERT OR REPLACE INTO password_history (user_id, replaced_at, password_hash)
+         SELECT id, ?2, password_hash FROM users WHERE id = ?1 AND password_hash IS NOT NULL",
+    )?
+    .execute(params![id, now])?;
+    conn.prepare_cached(
+        "DELETE FROM password_history WHERE user_id = ?1 AND replaced_at NOT IN
+         (SELECT replaced_at FROM password_history WHERE user_id = ?1 ORDER BY replaced_at DESC LIMIT ?2)",
+    )?
+    .execute(params![id, keep.saturating_sub(1)])?;
     conn.execute(
         "UPDATE users SET password_hash = ?2, password_changed_at = ?3, tokens_valid_from = ?3 WHERE id = ?1",
         params![id, hash, now],
@@ -314,33 +325,48 @@ fn set_password(conn: &Connection, id: &str, hash: Option<&str>, now: i64) -> Re
 /// A user changes its own password and shows the old one. All of its tokens end, this one as well.
 ///
 /// # Errors
-/// 401 if the old password is wrong, 400 if the new one is empty or the same.
+/// 401 if the old password is wrong, 400 if the new one is empty or one of the latest.
 pub async fn change_own_password(cloud: &Cloud, id: &str, original: Secret, password: Secret) -> Result<()> {
-    let stored: Option<String> = {
+    let unique = cloud.config.accounts.unique_last_passwords;
+    let (stored, before): (Option<String>, Vec<String>) = {
         let id = id.to_owned();
         let read = cloud.store.read(move |conn| {
             let mut sql = conn.prepare_cached("SELECT password_hash FROM users WHERE id = ?1 AND enabled")?;
-            Ok::<_, Error>(
-                sql.query_row([id], |row| row.get::<_, Option<String>>(0))
-                    .optional()?
-                    .flatten(),
-            )
+            let stored = sql.query_row([&id], |row| row.get::<_, Option<String>>(0)).optional()?;
+            let mut sql = conn.prepare_cached(
+                "SELECT password_hash FROM password_history WHERE user_id = ?1 ORDER BY replaced_at DESC LIMIT ?2",
+            )?;
+            let before = sql
+                .query_map(params![id, unique.saturating_sub(1)], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            Ok::<_, Error>((stored.flatten(), before))
         });
         read.await?
     };
     let same = original.expose() == password.expose();
-    if !cloud.identity.hasher.verify(original, stored).await? {
+    if stored.is_none()
+        || cloud.identity.is_locked(id)
+        || !cloud.identity.hasher.verify(original, stored).await?
+    {
+        cloud.identity.count_failure(id, &cloud.config.accounts);
         return Err(super::unauthorized());
     }
-    if same {
-        return Err(Error::BadRequest("The new password is the old one.".into()));
+    cloud.identity.forget_failures(id);
+    let mut known = same && unique > 0;
+    for hash in before {
+        known = known || cloud.identity.hasher.verify(password.clone(), Some(hash)).await?;
+    }
+    if known {
+        return Err(Error::BadRequest(format!(
+            "The new password must be different from the latest {unique}."
+        )));
     }
     let hash = hash(cloud, Some(password)).await?;
     let (id, now) = (id.to_owned(), now());
     cloud
         .store
         .write(&id.clone(), move |conn| {
-            set_password(conn, &id, hash.as_deref(), now)
+            set_password(conn, &id, hash.as_deref(), now, unique)
         })
         .await
 }
@@ -376,6 +402,8 @@ pub(super) fn remove(conn: &Connection, id: &str) -> Result<()> {
         [id],
     )?;
     conn.execute("DELETE FROM application_credentials WHERE user_id = ?1", [id])?;
+    conn.execute("DELETE FROM password_history WHERE user_id = ?1", [id])?;
+    super::stored::remove_of_user(conn, id)?;
     conn.execute("DELETE FROM users WHERE id = ?1", [id])?;
     Ok(())
 }

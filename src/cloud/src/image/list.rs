@@ -58,7 +58,7 @@ pub enum Comparison {
 }
 
 impl Comparison {
-    fn holds(self, ordering: Ordering) -> bool {
+    pub(crate) fn holds(self, ordering: Ordering) -> bool {
         match self {
             Comparison::Greater => ordering.is_gt(),
             Comparison::GreaterOrEqual => ordering.is_ge(),

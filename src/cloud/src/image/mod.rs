@@ -45,8 +45,8 @@ pub const POLICY: &[Rule] = &[
     rule("images", "upload", Who::Member),
     rule("images", "update", Who::Member),
     rule("images", "delete", Who::Member),
-    rule("images", "deactivate", Who::Admin),
-    rule("images", "reactivate", Who::Admin),
+    rule("images", "deactivate", Who::Member),
+    rule("images", "reactivate", Who::Member),
     rule("images", "publicize", Who::Admin),
     rule("images", "change_owner", Who::Admin),
     rule("image_members", "list", Who::Reader),
@@ -73,7 +73,7 @@ pub enum Status {
     Importing,
     /// Servers can be made from it.
     Active,
-    /// An administrator has stopped its use.
+    /// Its use was stopped; only administrators get its bytes.
     Deactivated,
     /// It goes.
     PendingDelete,

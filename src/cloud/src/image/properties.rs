@@ -32,6 +32,9 @@ pub const READ_ONLY: [&str; 14] = [
     "id",
 ];
 
+/// Properties that begin so are the image service's own.
+const RESERVED: &str = "os_glance";
+
 /// Attributes that are known and can be set.
 pub const SETTABLE: [&str; 10] = [
     "name",
@@ -136,6 +139,9 @@ pub(super) fn set(ctx: &Context, image: &mut Image, key: &str, value: &Value) ->
             }
         }
         "locations" => return Err(Error::Forbidden("Locations are the cloud's own matter.".into())),
+        key if key.starts_with(RESERVED) => {
+            return Err(Error::Forbidden(format!("Attribute '{key}' is reserved.")));
+        }
         key if READ_ONLY.contains(&key) => return Err(read_only(key)),
         _ => {
             let value = text()?.ok_or_else(|| invalid(key, "a text is needed"))?;

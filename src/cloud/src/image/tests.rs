@@ -396,11 +396,13 @@ async fn protected_and_deactivated_images() {
     let c = &test.cloud;
     let id = active(&test, &ctx, json!({"name": "x", "protected": true})).await;
     assert!(is_forbidden(update::delete(c, &ctx, id).await));
-    assert!(is_forbidden(update::set_active(c, &ctx, id, false).await));
-    update::set_active(c, &admin, id, false).await.unwrap();
+    let stranger = test.context("bob", "two", "member").await;
+    assert!(is_not_found(update::set_active(c, &stranger, id, false).await));
+    update::set_active(c, &ctx, id, false).await.unwrap();
     assert!(is_forbidden(data::download(c, &ctx, id).await));
+    data::download(c, &admin, id).await.unwrap();
     assert!(get_for_boot(c, &ctx, id).await.is_err());
-    update::set_active(c, &admin, id, true).await.unwrap();
+    update::set_active(c, &ctx, id, true).await.unwrap();
     update::update(c, &ctx, id, vec![Step::Replace("protected".into(), json!(false))])
         .await
         .unwrap();

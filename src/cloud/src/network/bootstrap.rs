@@ -63,6 +63,7 @@ pub(super) fn make_external(conn: &Connection, config: &Config, external: &Exter
     let subnet = Subnet {
         meta: Meta::new("", EXTERNAL_NETWORK, ""),
         network_id: network.meta.id,
+        subnet_pool_id: None,
         cidr,
         gateway_ip: Some(gateway),
         enable_dhcp: false,

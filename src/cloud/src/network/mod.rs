@@ -5,11 +5,14 @@
 
 mod errors;
 mod ipam;
+mod prefixes;
 mod ranges;
 mod rows;
 
+pub mod address_scopes;
 pub mod bootstrap;
 pub mod compile;
+pub mod default_rules;
 pub mod floating_ips;
 pub mod inventory;
 pub mod networks;
@@ -19,6 +22,7 @@ mod reconcile;
 pub mod routers;
 pub mod security_groups;
 pub mod security_rules;
+pub mod subnet_pools;
 pub mod subnets;
 pub mod tags;
 #[cfg(test)]
@@ -67,6 +71,20 @@ pub const POLICY: &[Rule] = &[
     rule("security_group_rules", "list", Who::Reader),
     rule("security_group_rules", "create", Who::Member),
     rule("security_group_rules", "delete", Who::Member),
+    rule("default_security_group_rules", "list", Who::Reader),
+    rule("default_security_group_rules", "create", Who::Admin),
+    rule("default_security_group_rules", "delete", Who::Admin),
+    rule("subnetpools", "list", Who::Reader),
+    rule("subnetpools", "create", Who::Member),
+    rule("subnetpools", "update", Who::Member),
+    rule("subnetpools", "delete", Who::Member),
+    rule("subnetpools", "add_prefixes", Who::Member),
+    rule("subnetpools", "remove_prefixes", Who::Member),
+    rule("subnetpools", "onboard_network_subnets", Who::Member),
+    rule("address_scopes", "list", Who::Reader),
+    rule("address_scopes", "create", Who::Member),
+    rule("address_scopes", "update", Who::Member),
+    rule("address_scopes", "delete", Who::Member),
     rule("network_tags", "list", Who::Reader),
     rule("network_tags", "update", Who::Member),
     rule("network_quotas", "show", Who::Reader),

@@ -20,13 +20,17 @@ pub enum Resource {
     FloatingIp,
     SecurityGroup,
     SecurityGroupRule,
+    SubnetPool,
+    AddressScope,
 }
 
-use Resource::{FloatingIp, Network, Port, Router, SecurityGroup, SecurityGroupRule, Subnet};
+use Resource::{
+    AddressScope, FloatingIp, Network, Port, Router, SecurityGroup, SecurityGroupRule, Subnet, SubnetPool,
+};
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Resource; 7] = [
+    pub const ALL: [Resource; 9] = [
         Network,
         Subnet,
         Port,
@@ -34,6 +38,8 @@ impl Resource {
         FloatingIp,
         SecurityGroup,
         SecurityGroupRule,
+        SubnetPool,
+        AddressScope,
     ];
 
     /// As the API names it.
@@ -46,6 +52,8 @@ impl Resource {
             FloatingIp => "floatingip",
             SecurityGroup => "security_group",
             SecurityGroupRule => "security_group_rule",
+            SubnetPool => "subnetpool",
+            AddressScope => "address_scope",
         }
     }
 
@@ -63,13 +71,15 @@ impl Resource {
             FloatingIp => "floating_ips",
             SecurityGroup => "security_groups",
             SecurityGroupRule => "security_group_rules",
+            SubnetPool => "subnet_pools",
+            AddressScope => "address_scopes",
         }
     }
 
-    /// What a project may have if nobody said otherwise: Neutron's own figures.
+    /// What a project may have if nobody said otherwise: Neutron's own figures, and a bound where it has none.
     pub fn default_limit(self) -> i64 {
         match self {
-            Network | Subnet | SecurityGroupRule => 100,
+            Network | Subnet | SecurityGroupRule | SubnetPool | AddressScope => 100,
             Port => 500,
             Router | SecurityGroup => 10,
             FloatingIp => 50,

@@ -34,6 +34,7 @@ CREATE TABLE subnets (
     created_at TEXT NOT NULL,
     updated_at TEXT NOT NULL,
     network_id TEXT NOT NULL,
+    subnet_pool_id TEXT,
     cidr TEXT NOT NULL,
     gateway_ip TEXT,
     enable_dhcp INTEGER NOT NULL,
@@ -46,6 +47,43 @@ CREATE TABLE subnets (
 ) STRICT;
 CREATE INDEX subnets_by_network ON subnets (network_id);
 CREATE INDEX subnets_by_project ON subnets (project_id);
+CREATE INDEX subnets_by_pool ON subnets (subnet_pool_id);
+
+CREATE TABLE subnet_pools (
+    id TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    tags TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    created_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    ip_version INTEGER NOT NULL,
+    prefixes TEXT NOT NULL,
+    default_prefixlen INTEGER NOT NULL,
+    min_prefixlen INTEGER NOT NULL,
+    max_prefixlen INTEGER NOT NULL,
+    shared INTEGER NOT NULL,
+    is_default INTEGER NOT NULL,
+    default_quota INTEGER,
+    address_scope_id TEXT
+) STRICT;
+CREATE INDEX subnet_pools_by_project ON subnet_pools (project_id);
+CREATE INDEX subnet_pools_by_scope ON subnet_pools (address_scope_id);
+
+CREATE TABLE address_scopes (
+    id TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    tags TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    created_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    ip_version INTEGER NOT NULL,
+    shared INTEGER NOT NULL
+) STRICT;
+CREATE INDEX address_scopes_by_project ON address_scopes (project_id);
 
 CREATE TABLE ports (
     id TEXT NOT NULL PRIMARY KEY,
@@ -165,6 +203,40 @@ CREATE TABLE security_group_rules (
 CREATE INDEX security_group_rules_by_group ON security_group_rules (group_id);
 CREATE INDEX security_group_rules_by_remote ON security_group_rules (remote_group_id);
 CREATE INDEX security_group_rules_by_project ON security_group_rules (project_id);
+
+-- What new groups begin with; `remote` is a group's id, or 'PARENT' for the new group itself.
+CREATE TABLE default_security_group_rules (
+    id TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    tags TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    created_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    direction TEXT NOT NULL,
+    ethertype TEXT NOT NULL,
+    protocol TEXT,
+    port_min INTEGER,
+    port_max INTEGER,
+    remote_prefix TEXT,
+    remote TEXT,
+    in_default INTEGER NOT NULL,
+    in_custom INTEGER NOT NULL
+) STRICT;
+-- Everything may leave; into the default group comes what its own members send. The operator may change these.
+INSERT INTO default_security_group_rules
+    (id, project_id, name, description, tags, revision, created_at, updated_at, direction, ethertype, remote,
+     in_default, in_custom)
+VALUES
+    ('6d1f4c3a-c0a0-4b1c-9d9f-0f4b2f4c0101', '', '', 'Let everything out', '[]', 0,
+     '2026-11-20T00:00:00Z', '2026-11-20T00:00:00Z', 'egress', 'IPv4', NULL, 1, 1),
+    ('6d1f4c3a-c0a0-4b1c-9d9f-0f4b2f4c0102', '', '', 'Let everything out', '[]', 0,
+     '2026-11-20T00:00:00Z', '2026-11-20T00:00:00Z', 'egress', 'IPv6', NULL, 1, 1),
+    ('6d1f4c3a-c0a0-4b1c-9d9f-0f4b2f4c0103', '', '', 'Let members of the group in', '[]', 0,
+     '2026-11-20T00:00:00Z', '2026-11-20T00:00:00Z', 'ingress', 'IPv4', 'PARENT', 1, 0),
+    ('6d1f4c3a-c0a0-4b1c-9d9f-0f4b2f4c0104', '', '', 'Let members of the group in', '[]', 0,
+     '2026-11-20T00:00:00Z', '2026-11-20T00:00:00Z', 'ingress', 'IPv6', 'PARENT', 1, 0);
 
 CREATE TABLE network_quotas (
     project_id TEXT NOT NULL,

@@ -5,10 +5,11 @@ use std::collections::{HashMap, HashSet};
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
+use super::default_rules;
 use super::errors::{conflict, invalid, no_group};
 use super::quotas;
 use super::rows::{self, Condition, Meta, Where};
-use super::security_rules::{self, Direction, Ethertype, Rule};
+use super::security_rules::{self, Rule};
 use crate::{Context, Result};
 
 /// A security group.
@@ -67,30 +68,23 @@ impl SecurityGroup {
         };
         group.meta.revision = 1;
         group.save(conn)?;
-        for ethertype in [Ethertype::V4, Ethertype::V6] {
-            group.rules.push(security_rules::insert(
-                conn,
-                &group,
-                Direction::Egress,
-                ethertype,
-                None,
-            )?);
+        let rules = default_rules::all(conn)?.into_iter().filter(|rule| {
             if is_default {
-                let remote = Some(group.meta.id);
-                group.rules.push(security_rules::insert(
-                    conn,
-                    &group,
-                    Direction::Ingress,
-                    ethertype,
-                    remote,
-                )?);
+                rule.in_default
+            } else {
+                rule.in_custom
             }
+        });
+        for rule in rules {
+            let rule = rule.in_group(project, group.meta.id);
+            rule.save(conn)?;
+            group.rules.push(rule);
         }
         Ok(group)
     }
 }
 
-/// Makes a group, which lets everything out and nothing in.
+/// Makes a group, which begins with the default rules.
 pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<SecurityGroup> {
     ctx.require("security_groups", "create")?;
     let project = rows::owner(ctx, fields.project_id.as_deref())?;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::errors::{bad, conflict, no_rule};
 use super::quotas;
 use super::rows::{self, Condition, Meta, Where};
-use super::security_groups::{self, SecurityGroup};
+use super::security_groups;
 use crate::{Context, Result};
 
 /// Names of protocols with their numbers (neutron-lib's `IP_PROTOCOL_MAP`; numbers by IANA).
@@ -154,7 +154,7 @@ impl Rule {
         })
     }
 
-    fn save(&self, conn: &Connection) -> Result<()> {
+    pub(crate) fn save(&self, conn: &Connection) -> Result<()> {
         let mut columns = self.meta.columns();
         columns.extend([
             ("group_id", rows::text(self.group_id)),
@@ -181,7 +181,7 @@ impl Rule {
     }
 
     /// The two let the same packets pass.
-    fn equals(&self, other: &Rule) -> bool {
+    pub(crate) fn equals(&self, other: &Rule) -> bool {
         let prefix = |rule: &Rule| {
             rule.remote_prefix
                 .map(|prefix| prefix.trunc())
@@ -195,7 +195,7 @@ impl Rule {
             && prefix(self) == prefix(other)
     }
 
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let protocol = self.protocol.as_deref().unwrap_or_default();
         let number = match &self.protocol {
             None => None,
@@ -333,29 +333,6 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Rule>
     rule.meta.revision = 0;
     rule.save(conn)?;
     security_groups::bump(conn, group_id)?;
-    Ok(rule)
-}
-
-/// A rule of a new group.
-pub(crate) fn insert(
-    conn: &Connection,
-    group: &SecurityGroup,
-    direction: Direction,
-    ethertype: Ethertype,
-    remote_group_id: Option<Uuid>,
-) -> Result<Rule> {
-    let rule = Rule {
-        meta: Meta::new(&group.meta.project_id, "", ""),
-        group_id: group.meta.id,
-        direction,
-        ethertype,
-        protocol: None,
-        port_min: None,
-        port_max: None,
-        remote_prefix: None,
-        remote_group_id,
-    };
-    rule.save(conn)?;
     Ok(rule)
 }
 

@@ -7,13 +7,14 @@ use rusqlite::{Connection, Row};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::errors::{bad, conflict, invalid, missing, no_subnet};
+use super::errors::{bad, conflict, invalid, no_subnet};
 use super::ipam;
 use super::networks;
 use super::ports;
 use super::quotas;
 use super::ranges::{self, Pool};
 use super::rows::{self, Condition, Meta, Where};
+use super::subnet_pools::{self, SubnetPool};
 use crate::{Context, Result};
 
 /// The most name servers, and the most host routes, of a subnet (Neutron's own limits are 5 and 20).
@@ -27,6 +28,8 @@ pub struct Subnet {
     pub meta: Meta,
     /// The network.
     pub network_id: Uuid,
+    /// The pool that its range is from.
+    pub subnet_pool_id: Option<Uuid>,
     /// The range.
     pub cidr: IpNet,
     /// The default gateway.
@@ -103,7 +106,9 @@ pub struct Fields {
     pub host_routes: Option<Vec<HostRoute>>,
     pub ipv6_ra_mode: Option<Ipv6Mode>,
     pub ipv6_address_mode: Option<Ipv6Mode>,
-    pub subnetpool_id: Option<String>,
+    pub subnet_pool_id: Option<Uuid>,
+    pub use_default_pool: Option<bool>,
+    pub prefixlen: Option<u8>,
 }
 
 const TABLE: &str = "subnets";
@@ -120,6 +125,7 @@ impl Subnet {
         Ok(Subnet {
             meta: Meta::read(row)?,
             network_id: rows::parsed(row, "network_id")?,
+            subnet_pool_id: rows::parsed_optional(row, "subnet_pool_id")?,
             cidr: rows::parsed(row, "cidr")?,
             gateway_ip: rows::parsed_optional(row, "gateway_ip")?,
             enable_dhcp: row.get("enable_dhcp")?,
@@ -136,6 +142,7 @@ impl Subnet {
         let mut columns = self.meta.columns();
         columns.extend([
             ("network_id", rows::text(self.network_id)),
+            ("subnet_pool_id", rows::optional(self.subnet_pool_id)),
             ("cidr", rows::text(self.cidr)),
             ("gateway_ip", rows::optional(self.gateway_ip)),
             ("enable_dhcp", self.enable_dhcp.into()),
@@ -289,24 +296,20 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Subne
     if !network.is_owned_by(ctx) {
         return Err(super::errors::disallowed("rule:create_subnet"));
     }
-    if let Some(pool) = fields.subnetpool_id.as_deref() {
-        return Err(missing(
-            "SubnetPoolNotFound",
-            format!("Subnet pool {pool} could not be found."),
-        ));
-    }
-    let cidr = fields.cidr.ok_or_else(|| {
-        bad(
-            "BadRequest",
-            "Bad subnets request: a subnetpool must be specified in the absence of a cidr.",
-        )
-    })?;
-    let cidr = cidr.trunc();
     let project = match fields.project_id.as_deref() {
         Some(project) => rows::owner(ctx, Some(project))?,
         None => network.meta.project_id.clone(),
     };
     quotas::charge(conn, &project, quotas::Resource::Subnet, 1)?;
+    let pool = pool_of(conn, ctx, fields)?;
+    let siblings = of_network(conn, network_id)?;
+    check_siblings(conn, ctx, &siblings, pool.as_ref(), fields)?;
+    let wanted = fields.cidr.map(|cidr| cidr.trunc());
+    let cidr = match (&pool, wanted) {
+        (Some(pool), wanted) => subnet_pools::allocate(conn, pool, &project, wanted, fields.prefixlen)?,
+        (None, Some(cidr)) => cidr,
+        (None, None) => return Err(request("a subnetpool must be specified in the absence of a cidr")),
+    };
     let v4 = cidr.network().is_ipv4();
     if fields.ip_version.is_some_and(|version| (version == 4) != v4) {
         let version = fields.ip_version.unwrap_or_default();
@@ -318,7 +321,7 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Subne
         return Err(invalid(format_args!("Invalid CIDR {cidr} given as IP prefix")));
     }
     check_modes(fields, v4, cidr)?;
-    for other in of_network(conn, network_id)? {
+    for other in siblings {
         if ranges::overlap(other.cidr, cidr) {
             return Err(invalid(format_args!(
                 "Requested subnet with cidr: {cidr} for network: {network_id} overlaps with another subnet"
@@ -333,6 +336,7 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Subne
     let mut subnet = Subnet {
         meta: Meta::new(&project, "", ""),
         network_id,
+        subnet_pool_id: pool.map(|pool| pool.meta.id),
         cidr,
         gateway_ip: None,
         enable_dhcp: true,
@@ -365,6 +369,88 @@ fn required(attribute: &str) -> crate::Error {
         "HTTPBadRequest",
         format!("Failed to parse request. Required attribute '{attribute}' not specified"),
     )
+}
+
+fn request(reason: &str) -> crate::Error {
+    bad("BadRequest", format!("Bad subnets request: {reason}."))
+}
+
+/// The pool that a new subnet's range comes from.
+fn pool_of(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Option<SubnetPool>> {
+    if fields.cidr.is_some() && fields.prefixlen.is_some() {
+        return Err(request("cidr and prefixlen must not be supplied together"));
+    }
+    let default = fields.use_default_pool == Some(true);
+    let pool = match fields.subnet_pool_id {
+        Some(_) if default => {
+            return Err(request(
+                "subnetpool_id and use_default_subnetpool cannot both be specified",
+            ));
+        }
+        Some(id) => subnet_pools::get(conn, ctx, id)?,
+        None if default => subnet_pools::default_of(conn, ctx, fields.ip_version.unwrap_or(4))?,
+        None if fields.prefixlen.is_some() => {
+            return Err(request("prefixlen can only be specified with a subnetpool"));
+        }
+        None => return Ok(None),
+    };
+    if fields
+        .ip_version
+        .is_some_and(|version| version != pool.ip_version())
+    {
+        return Err(request(&format!(
+            "Cannot allocate IPv{} subnet from IPv{} subnet pool",
+            fields.ip_version.unwrap_or_default(),
+            pool.ip_version()
+        )));
+    }
+    if fields.cidr.is_none() && fields.pools.is_some() {
+        return Err(request(
+            "allocation_pools allowed only for specific subnet requests",
+        ));
+    }
+    if fields.cidr.is_none() && matches!(fields.gateway_ip, Some(Some(_))) {
+        return Err(request("gateway_ip allowed only for specific subnet requests"));
+    }
+    Ok(Some(pool))
+}
+
+/// Subnets of one IP version on one network come from one pool, or all from none.
+fn check_siblings(
+    conn: &Connection,
+    ctx: &Context,
+    siblings: &[Subnet],
+    pool: Option<&SubnetPool>,
+    fields: &Fields,
+) -> Result<()> {
+    let version = match (pool, fields.cidr) {
+        (Some(pool), _) => pool.ip_version(),
+        (None, Some(cidr)) if cidr.network().is_ipv4() => 4,
+        (None, _) => 6,
+    };
+    let id = pool.map(|pool| pool.meta.id);
+    for other in siblings.iter().filter(|other| other.ip_version() == version) {
+        let scope = |id: Option<Uuid>| -> Result<Option<Uuid>> {
+            Ok(match id {
+                Some(id) => subnet_pools::get(conn, ctx, id)
+                    .ok()
+                    .and_then(|pool| pool.address_scope_id),
+                None => None,
+            })
+        };
+        if other.subnet_pool_id != id && (scope(other.subnet_pool_id)?.is_some() || scope(id)?.is_some()) {
+            let message =
+                "Subnets on the same network are from the same address scope, and so from its pools.";
+            return Err(bad("NetworkAddressScopeAffinityError", message));
+        }
+        if let (Some(theirs), Some(ours)) = (other.subnet_pool_id, id)
+            && theirs != ours
+        {
+            let message = "Subnets hosted on the same network must be allocated from the same subnet pool.";
+            return Err(bad("NetworkSubnetPoolAffinityError", message));
+        }
+    }
+    Ok(())
 }
 
 fn check_modes(fields: &Fields, v4: bool, cidr: IpNet) -> Result<()> {
@@ -483,6 +569,16 @@ pub fn of_network(conn: &Connection, network: Uuid) -> Result<Vec<Subnet>> {
         conn,
         TABLE,
         Condition::equals("network_id", network),
+        Subnet::read,
+    )
+}
+
+/// The subnets whose ranges are from a pool, whoever owns them.
+pub(crate) fn of_pool(conn: &Connection, pool: Uuid) -> Result<Vec<Subnet>> {
+    rows::select(
+        conn,
+        TABLE,
+        Condition::equals("subnet_pool_id", pool),
         Subnet::read,
     )
 }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::errors::{invalid, missing};
 use super::rows::{self, Meta};
-use super::{floating_ips, networks, ports, routers, security_groups, subnets};
+use super::{floating_ips, networks, ports, routers, security_groups, subnet_pools, subnets};
 use crate::{Context, Result};
 
 /// The most tags of one resource, and the longest tag, as in Neutron.
@@ -18,6 +18,7 @@ const MAX_LENGTH: usize = 255;
 pub enum Tagged {
     Networks,
     Subnets,
+    SubnetPools,
     Ports,
     Routers,
     FloatingIps,
@@ -29,6 +30,7 @@ impl Tagged {
         match self {
             Tagged::Networks => "networks",
             Tagged::Subnets => "subnets",
+            Tagged::SubnetPools => "subnet_pools",
             Tagged::Ports => "ports",
             Tagged::Routers => "routers",
             Tagged::FloatingIps => "floating_ips",
@@ -40,6 +42,7 @@ impl Tagged {
         Ok(match self {
             Tagged::Networks => networks::get(conn, ctx, id)?.meta,
             Tagged::Subnets => subnets::get(conn, ctx, id)?.meta,
+            Tagged::SubnetPools => subnet_pools::get(conn, ctx, id)?.meta,
             Tagged::Ports => ports::get(conn, ctx, id)?.meta,
             Tagged::Routers => routers::get(conn, ctx, id)?.meta,
             Tagged::FloatingIps => floating_ips::get(conn, ctx, id)?.meta,

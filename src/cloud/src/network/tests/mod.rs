@@ -2,6 +2,7 @@
 
 mod allocations;
 mod floating;
+mod pools;
 mod reconciling;
 mod rules;
 mod security;
@@ -44,6 +45,7 @@ fn config() -> Config {
             tap: "allod0".into(),
         }),
         mtu: 1442,
+        accounts: Default::default(),
     }
 }
 

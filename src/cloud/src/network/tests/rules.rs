@@ -141,7 +141,7 @@ fn what_a_subnet_cannot_be_is_refused_by_name() {
     );
     assert_eq!(
         name(subnets::Fields {
-            subnetpool_id: Some("p".into()),
+            subnet_pool_id: Some(Uuid::nil()),
             ..base()
         }),
         "SubnetPoolNotFound"
