@@ -18,8 +18,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let url = format!("http://{}", listener.local_addr()?);
     let test = cloud::testing::cloud_at(&url).await;
     cloud::network::bootstrap(&test.cloud).await?;
-    cloud::network::spawn(test.cloud.clone());
-    cloud::compute::spawn(test.cloud.clone());
     println!("export OS_AUTH_URL={url}/identity/v3 OS_IDENTITY_API_VERSION=3 OS_REGION_NAME=RegionOne");
     println!(
         "export OS_USERNAME=admin OS_PASSWORD={}",
@@ -39,6 +37,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         cloud::image::spawn(test.cloud.clone()),
         cloud::network::spawn(test.cloud.clone()),
         cloud::compute::spawn(test.cloud.clone()),
+        cloud::volume::spawn(test.cloud.clone()),
     ];
     api::serve(
         vec![listener],

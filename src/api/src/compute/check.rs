@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 /// 400 about a field.
-pub(super) fn invalid(field: &str, value: &Value, why: &str) -> Error {
+pub(crate) fn invalid(field: &str, value: &Value, why: &str) -> Error {
     let mut value = match value {
         Value::String(text) => text.clone(),
         other => other.to_string(),
@@ -22,13 +22,13 @@ pub(super) fn invalid(field: &str, value: &Value, why: &str) -> Error {
 
 /// An object of a body, and where it stands.
 #[derive(Debug, Clone)]
-pub(super) struct Object<'a> {
+pub(crate) struct Object<'a> {
     path: String,
     fields: &'a Map<String, Value>,
 }
 
 /// A name as Nova takes it: 1 to 255 printable characters, no white space at its ends.
-pub(super) fn name_of(field: &str, value: &Value) -> Result<String, Error> {
+pub(crate) fn name_of(field: &str, value: &Value) -> Result<String, Error> {
     let text = string_of(field, value, 1, 255)?;
     let printable = |c: char| !c.is_control() && c != '\u{2028}' && c != '\u{2029}';
     if text.trim() != text || !text.chars().all(printable) {
@@ -39,7 +39,7 @@ pub(super) fn name_of(field: &str, value: &Value) -> Result<String, Error> {
 }
 
 /// A text with bounds on its length in characters.
-pub(super) fn string_of<'a>(field: &str, value: &'a Value, min: usize, max: usize) -> Result<&'a str, Error> {
+pub(crate) fn string_of<'a>(field: &str, value: &'a Value, min: usize, max: usize) -> Result<&'a str, Error> {
     let Some(text) = value.as_str() else {
         return Err(invalid(field, value, &format!("{value} is not of type 'string'")));
     };
@@ -58,7 +58,7 @@ pub(super) fn string_of<'a>(field: &str, value: &'a Value, min: usize, max: usiz
 }
 
 /// A number, as JSON or as text.
-pub(super) fn integer_of(field: &str, value: &Value, min: i64, max: i64) -> Result<i64, Error> {
+pub(crate) fn integer_of(field: &str, value: &Value, min: i64, max: i64) -> Result<i64, Error> {
     let number = match value {
         Value::Number(number) => number.as_i64().or_else(|| {
             // 1.0 is an integer to JSON schema.
@@ -95,7 +95,7 @@ pub(super) fn integer_of(field: &str, value: &Value, min: i64, max: i64) -> Resu
 }
 
 /// A truth value, as JSON or in one of the words that Nova takes.
-pub(super) fn boolean_of(field: &str, value: &Value) -> Result<bool, Error> {
+pub(crate) fn boolean_of(field: &str, value: &Value) -> Result<bool, Error> {
     let word = match value {
         Value::Bool(flag) => return Ok(*flag),
         Value::String(word) => word.as_str(),
@@ -113,13 +113,13 @@ pub(super) fn boolean_of(field: &str, value: &Value) -> Result<bool, Error> {
 }
 
 /// A UUID with or without dashes.
-pub(super) fn uuid_of(field: &str, value: &Value) -> Result<Uuid, Error> {
+pub(crate) fn uuid_of(field: &str, value: &Value) -> Result<Uuid, Error> {
     let uuid = value.as_str().and_then(|text| text.parse().ok());
     uuid.ok_or_else(|| invalid(field, value, &format!("{value} is not a 'uuid'")))
 }
 
 /// Metadata: keys of 1 to 255 characters, values of up to 255.
-pub(super) fn metadata_of(field: &str, value: &Value) -> Result<BTreeMap<String, String>, Error> {
+pub(crate) fn metadata_of(field: &str, value: &Value) -> Result<BTreeMap<String, String>, Error> {
     let Some(pairs) = value.as_object() else {
         return Err(invalid(field, value, &format!("{value} is not of type 'object'")));
     };
@@ -144,12 +144,12 @@ pub(super) fn metadata_of(field: &str, value: &Value) -> Result<BTreeMap<String,
 
 impl<'a> Object<'a> {
     /// The body itself, which must be an object.
-    pub(super) fn body(value: &'a Value) -> Result<Self, Error> {
+    pub(crate) fn body(value: &'a Value) -> Result<Self, Error> {
         Object::of(String::new(), value)
     }
 
     /// A value at a place.
-    pub(super) fn of(path: impl Into<String>, value: &'a Value) -> Result<Self, Error> {
+    pub(crate) fn of(path: impl Into<String>, value: &'a Value) -> Result<Self, Error> {
         let path = path.into();
         match value.as_object() {
             Some(fields) => Ok(Object { path, fields }),
@@ -159,14 +159,14 @@ impl<'a> Object<'a> {
     }
 
     /// The only field of the body, as in `{"server": {…}}`.
-    pub(super) fn only(body: &'a Value, key: &'static str) -> Result<Self, Error> {
+    pub(crate) fn only(body: &'a Value, key: &'static str) -> Result<Self, Error> {
         let object = Object::body(body)?;
         object.allow(&[key])?;
         Object::of(key, object.required(key)?)
     }
 
     /// The whole path of a field.
-    pub(super) fn path(&self, key: &str) -> String {
+    pub(crate) fn path(&self, key: &str) -> String {
         if self.path.is_empty() {
             key.to_owned()
         } else {
@@ -175,7 +175,7 @@ impl<'a> Object<'a> {
     }
 
     /// No other fields than these.
-    pub(super) fn allow(&self, keys: &[&str]) -> Result<(), Error> {
+    pub(crate) fn allow(&self, keys: &[&str]) -> Result<(), Error> {
         match self.fields.keys().find(|key| !keys.contains(&key.as_str())) {
             None => Ok(()),
             Some(key) => {
@@ -189,11 +189,11 @@ impl<'a> Object<'a> {
         }
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.fields.get(key)
     }
 
-    pub(super) fn required(&self, key: &str) -> Result<&'a Value, Error> {
+    pub(crate) fn required(&self, key: &str) -> Result<&'a Value, Error> {
         self.get(key).ok_or_else(|| {
             let place = if self.path.is_empty() { "body" } else { &self.path };
             Error::BadRequest(format!(
@@ -202,20 +202,20 @@ impl<'a> Object<'a> {
         })
     }
 
-    pub(super) fn name(&self, key: &str) -> Result<Option<String>, Error> {
+    pub(crate) fn name(&self, key: &str) -> Result<Option<String>, Error> {
         self.get(key)
             .map(|value| name_of(&self.path(key), value))
             .transpose()
     }
 
-    pub(super) fn string(&self, key: &str, min: usize, max: usize) -> Result<Option<&'a str>, Error> {
+    pub(crate) fn string(&self, key: &str, min: usize, max: usize) -> Result<Option<&'a str>, Error> {
         self.get(key)
             .map(|value| string_of(&self.path(key), value, min, max))
             .transpose()
     }
 
     /// A text or null: `Some(None)` is null.
-    pub(super) fn nullable(&self, key: &str, max: usize) -> Result<Option<Option<&'a str>>, Error> {
+    pub(crate) fn nullable(&self, key: &str, max: usize) -> Result<Option<Option<&'a str>>, Error> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Null) => Ok(Some(None)),
@@ -223,19 +223,19 @@ impl<'a> Object<'a> {
         }
     }
 
-    pub(super) fn integer(&self, key: &str, min: i64, max: i64) -> Result<Option<i64>, Error> {
+    pub(crate) fn integer(&self, key: &str, min: i64, max: i64) -> Result<Option<i64>, Error> {
         self.get(key)
             .map(|value| integer_of(&self.path(key), value, min, max))
             .transpose()
     }
 
-    pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>, Error> {
+    pub(crate) fn boolean(&self, key: &str) -> Result<Option<bool>, Error> {
         self.get(key)
             .map(|value| boolean_of(&self.path(key), value))
             .transpose()
     }
 
-    pub(super) fn array(&self, key: &str) -> Result<Option<&'a Vec<Value>>, Error> {
+    pub(crate) fn array(&self, key: &str) -> Result<Option<&'a Vec<Value>>, Error> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };

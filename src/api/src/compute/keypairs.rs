@@ -116,17 +116,14 @@ fn parse(body: &Value, version: Microversion) -> Result<Create, Error> {
         );
         return Err(invalid("keypair.name", value, &why));
     }
-    if let Some(value) = pair.get("type") {
-        match value.as_str() {
-            Some("ssh") => {}
-            Some("x509") => {
-                return Err(Error::BadRequest(
-                    "Key pairs of type x509 are not available: use type ssh.".into(),
-                ));
-            }
+    let x509 = match pair.get("type") {
+        None => false,
+        Some(value) => match value.as_str() {
+            Some("ssh") => false,
+            Some("x509") => true,
             _ => return Err(invalid("keypair.type", value, "It is not one of ['ssh', 'x509']")),
-        }
-    }
+        },
+    };
     let public_key = pair.string("public_key", 1, 65_535)?.map(str::to_owned);
     if public_key.is_none() && version >= Microversion::NO_KEY_GENERATION {
         pair.required("public_key")?;
@@ -136,6 +133,7 @@ fn parse(body: &Value, version: Microversion) -> Result<Create, Error> {
         name,
         public_key,
         user_id,
+        x509,
     })
 }
 

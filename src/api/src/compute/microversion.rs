@@ -228,6 +228,11 @@ impl Microversion {
 /// Reads the version that a request asks for, and says in every answer which one it got.
 pub(super) async fn negotiate(mut request: Request, next: Next) -> Response {
     let id = request.extensions().get::<RequestId>().map(|id| id.0.clone());
+    // 2.0 knows of no microversions.
+    if request.uri().path().split('/').nth(1) == Some("v2") {
+        request.extensions_mut().insert(MIN);
+        return next.run(request).await;
+    }
     let (version, mut response) = match Microversion::of_headers(request.headers()) {
         Ok(version) => {
             request.extensions_mut().insert(version);

@@ -1,12 +1,13 @@
 //! Nova's API, 2.1 to 2.96.
 
 mod actions;
-mod check;
+pub(crate) mod check;
 mod create;
 mod devices;
 mod flavors;
 mod groups;
 mod hosts;
+mod images;
 mod keypairs;
 mod list;
 mod machines;
@@ -104,6 +105,21 @@ fn marker(pairs: &Pairs) -> Option<String> {
 /// Routes below `/compute`.
 pub fn router() -> Router<AppState> {
     let v21 = Router::new()
+        .route("/images", get(images::index))
+        .route("/images/detail", get(images::detail))
+        .route("/images/{id}", get(images::show).delete(images::delete))
+        .route(
+            "/images/{id}/metadata",
+            get(images::metadata)
+                .post(images::merge_metadata)
+                .put(images::replace_metadata),
+        )
+        .route(
+            "/images/{id}/metadata/{key}",
+            get(images::metadata_item)
+                .put(images::set_metadata_item)
+                .delete(images::remove_metadata_item),
+        )
         .route("/extensions", get(versions::extensions))
         .route("/extensions/{alias}", get(versions::extension))
         .route("/flavors", get(flavors::index).post(flavors::create))
@@ -194,7 +210,12 @@ pub fn router() -> Router<AppState> {
             post(machines::remote_console),
         )
         .route("/os-server-external-events", post(machines::external_events))
-        .route("/os-security-groups", get(security::index).post(security::create))
+        .route(
+            "/os-security-groups",
+            get(security::index)
+                .post(security::create)
+                .delete(security::delete_none),
+        )
         .route(
             "/os-security-groups/{id}",
             get(security::show)
@@ -232,6 +253,8 @@ pub fn router() -> Router<AppState> {
     Router::new()
         .route("/", get(versions::all))
         .route("/v2.1", get(versions::one))
+        .route("/v2", get(versions::old))
+        .nest("/v2", v21.clone())
         .nest("/v2.1", v21)
         .layer(from_fn(microversion::negotiate))
 }

@@ -48,17 +48,17 @@ pub(super) async fn show(
     ok(json!({"security_group": security::show(&app.cloud, &ctx, &id).await?}))
 }
 
-/// Name and description: both are needed, and are cut of white space at their ends.
+/// Name and description: both are needed.
 fn names(body: &Value) -> Result<(String, String), Error> {
     let group = Object::only(body, "security_group")?;
     group.allow(&["name", "description"])?;
     let text = |key: &str, least: usize| -> Result<String, Error> {
         let value = group.required(key)?;
-        let text = super::check::string_of(&group.path(key), value, 0, 255)?.trim().to_owned();
-        if text.len() < least {
+        let text = super::check::string_of(&group.path(key), value, 0, 255)?;
+        if text.trim().len() < least {
             return Err(invalid(&group.path(key), value, "It cannot be empty"));
         }
-        Ok(text)
+        Ok(text.to_owned())
     };
     Ok((text("name", 1)?, text("description", 0)?))
 }
@@ -180,4 +180,9 @@ pub(super) async fn delete_rule(
     there(version)?;
     security::delete_rule(&app.cloud, &ctx, &id).await?;
     empty(StatusCode::ACCEPTED)
+}
+
+/// A group is removed by its id: without one, there is nothing to remove.
+pub(super) async fn delete_none() -> Failure {
+    gone()
 }

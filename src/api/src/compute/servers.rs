@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::check::Object;
 use super::microversion::Microversion;
-use super::views::{Links, server_brief, server_view};
+use super::views::{Links, addresses_view, server_brief, server_view};
 use super::{Answer, create as parse_create, empty, list as parse_list, ok};
 use crate::AppState;
 use crate::auth::Auth;
@@ -156,6 +156,9 @@ pub(super) fn changed_view(
     if version < Microversion::STRICT_QUERIES
         && let Some(fields) = view.as_object_mut()
     {
+        if !details.addresses.is_empty() {
+            fields.insert("addresses".into(), addresses_view(&details.addresses, false));
+        }
         // Before 2.75 the answer has the attributes of Nova's first days alone.
         fields.retain(|key, _| {
             let extended = key.contains(':') && key != "OS-DCF:diskConfig";

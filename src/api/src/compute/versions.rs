@@ -22,20 +22,41 @@ fn version(app: &AppState) -> Value {
     })
 }
 
+/// 2.0: the same as 2.1, whatever microversion a request asks for.
+fn old_version(app: &AppState) -> Value {
+    json!({
+        "id": "v2.0",
+        "status": "SUPPORTED",
+        "version": "",
+        "min_version": "",
+        "updated": "2011-01-21T11:33:21Z",
+        "links": [{"rel": "self", "href": format!("{}/compute/v2/", app.cloud.config.public_url)}],
+    })
+}
+
 /// `GET /compute/`.
 pub(super) async fn all(State(app): State<AppState>) -> Response {
-    (StatusCode::OK, Json(json!({"versions": [version(&app)]}))).into_response()
+    let versions = [old_version(&app), version(&app)];
+    (StatusCode::OK, Json(json!({"versions": versions}))).into_response()
+}
+
+/// `GET /compute/v2/`.
+pub(super) async fn old(State(app): State<AppState>) -> Response {
+    detailed(old_version(&app), "version=2")
 }
 
 /// `GET /compute/v2.1/`.
 pub(super) async fn one(State(app): State<AppState>) -> Response {
-    let mut version = version(&app);
+    detailed(version(&app), "version=2.1")
+}
+
+fn detailed(mut version: Value, media: &str) -> Response {
     if let Some(links) = version["links"].as_array_mut() {
         let docs = json!({"rel": "describedby", "type": "text/html", "href": "http://docs.openstack.org/"});
         links.push(docs);
     }
-    version["media-types"] =
-        json!([{"base": "application/json", "type": "application/vnd.openstack.compute+json;version=2.1"}]);
+    let media = format!("application/vnd.openstack.compute+json;{media}");
+    version["media-types"] = json!([{"base": "application/json", "type": media}]);
     Json(json!({"version": version})).into_response()
 }
 

@@ -34,8 +34,18 @@ impl Links {
         json!({"rel": "bookmark", "href": format!("{}/compute/{collection}/{id}", self.public_url)})
     }
 
+    /// Those of an image: the image service has it, too.
+    pub(super) fn of_image(&self, id: &str) -> Value {
+        let mut links = self.both("images", id);
+        if let Some(links) = links.as_array_mut() {
+            let href = format!("{}/image/v2/images/{id}", self.public_url);
+            links.push(json!({"rel": "alternate", "type": "application/vnd.openstack.image", "href": href}));
+        }
+        links
+    }
+
     /// `self` and `bookmark`.
-    fn both(&self, collection: &str, id: &str) -> Value {
+    pub(super) fn both(&self, collection: &str, id: &str) -> Value {
         json!([{"rel": "self", "href": self.own(collection, id)}, self.bookmark(collection, id)])
     }
 

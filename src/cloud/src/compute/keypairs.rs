@@ -8,7 +8,7 @@ use ssh_key::{Algorithm, LineEnding, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
 use super::quotas::{self, Resource};
-use super::{Micros, now};
+use super::{Micros, certificates, now};
 use crate::{Cloud, Context, Error, Result};
 
 /// The longest public key that is taken, in bytes: an RSA key of 16,384 bits has 2,800.
@@ -23,11 +23,11 @@ pub struct KeyPair {
     pub user_id: String,
     /// Unique for the owner.
     pub name: String,
-    /// `ssh`.
+    /// `ssh` or `x509`.
     pub kind: String,
-    /// OpenSSH's one-line form.
+    /// OpenSSH's one-line form, or a certificate.
     pub public_key: String,
-    /// MD5 of the key's bytes as hexadecimal numbers with colons.
+    /// MD5 of the key's bytes (SHA-1 of a certificate's) as hexadecimal numbers with colons.
     pub fingerprint: String,
     /// When it was made.
     pub created_at: Micros,
@@ -176,6 +176,8 @@ pub struct Create {
     pub public_key: Option<String>,
     /// The owner, if an admin makes it for someone (2.10).
     pub user_id: Option<String>,
+    /// It is a certificate (2.2).
+    pub x509: bool,
 }
 
 /// Imports or generates a key pair; a generated one comes with its private key, which is kept nowhere.
@@ -190,16 +192,24 @@ pub async fn create(
     let (private, public) = match &create.public_key {
         Some(key) => (None, key.clone()),
         None => {
-            let (private, public) = generate("Generated-by-Allod")?;
+            let (private, public) = if create.x509 {
+                certificates::generate(&user)?
+            } else {
+                generate("Generated-by-Allod")?
+            };
             (Some(private), public)
         }
     };
-    let (public_key, fingerprint) = check(&public)?;
+    let (public_key, fingerprint) = if create.x509 {
+        certificates::check(&public)?
+    } else {
+        check(&public)?
+    };
     let pair = KeyPair {
         number: rand::random::<u32>() >> 1,
         user_id: user,
         name: create.name,
-        kind: "ssh".into(),
+        kind: if create.x509 { "x509".into() } else { "ssh".into() },
         public_key,
         fingerprint,
         created_at: now(),

@@ -12,6 +12,7 @@
 
 pub mod actions;
 pub mod attach;
+mod certificates;
 pub mod change;
 pub mod disks;
 pub mod flavors;

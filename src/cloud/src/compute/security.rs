@@ -114,7 +114,7 @@ pub async fn list(cloud: &Cloud, ctx: &Context, all: bool) -> Result<Vec<Securit
 
 /// One group.
 pub async fn show(cloud: &Cloud, ctx: &Context, id: &str) -> Result<SecurityGroup> {
-    ctx.require("security_groups", "show")?;
+    ctx.require("security_groups", "list")?;
     let (ctx, id) = (ctx.clone(), parse("Security group", id)?);
     cloud
         .store

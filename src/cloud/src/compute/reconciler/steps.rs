@@ -71,8 +71,12 @@ pub(super) async fn perform(
             prepare_root(shared, server).await?;
         }
         Step::Swap(task) => {
+            let phase = server.exchange.as_ref().map(|e| e.phase);
             settle(shared, server, move |_, row| {
-                row.exchange();
+                // Twice would be back.
+                if row.exchange.as_ref().map(|e| e.phase) == phase {
+                    row.exchange();
+                }
                 row.task_state = Some(task);
                 row.power_state = Power::Shutdown;
                 Ok(())
@@ -184,7 +188,7 @@ async fn settle<F>(shared: &Shared, server: &Server, change: F) -> Result<bool>
 where
     F: Fn(&Connection, &mut Server) -> Result<()> + Send + 'static,
 {
-    let (id, generation) = (server.id, server.generation);
+    let (id, generation, task) = (server.id, server.generation, server.task_state);
     shared
         .cloud
         .store
@@ -192,7 +196,7 @@ where
             let Some(mut row) = servers::get(conn, id)? else {
                 return Ok(false);
             };
-            if row.generation != generation || row.deleted {
+            if row.generation != generation || row.task_state != task || row.deleted {
                 return Ok(false);
             }
             row.updated_at = now();
