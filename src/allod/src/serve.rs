@@ -82,6 +82,7 @@ async fn run(config: Config, state: StateDir, listener: TcpListener, started: In
         cloud::image::spawn(cloud.clone()),
         cloud::network::spawn(cloud.clone()),
         cloud::compute::spawn_with(cloud.clone(), settings),
+        cloud::volume::spawn(cloud.clone()),
     ];
 
     let shutdown = CancellationToken::new();

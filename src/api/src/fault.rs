@@ -21,6 +21,8 @@ pub enum Service {
     Image,
     /// Barbican: `{"code", "title", "description"}`.
     KeyManager,
+    /// Cinder: as Nova.
+    Volume,
 }
 
 impl Service {
@@ -31,6 +33,7 @@ impl Service {
             Some("network") => Service::Network,
             Some("image") => Service::Image,
             Some("key-manager") => Service::KeyManager,
+            Some("volume") => Service::Volume,
             _ => Service::Identity,
         }
     }
@@ -49,6 +52,7 @@ impl Service {
             Service::Network => "network",
             Service::Image => "image",
             Service::KeyManager => "key-manager",
+            Service::Volume => "volume",
         }
     }
 }
@@ -106,7 +110,9 @@ fn status(service: Service, error: &Error) -> StatusCode {
         Some(Kind::Forbidden) => return StatusCode::FORBIDDEN,
         Some(Kind::Conflict) => return StatusCode::CONFLICT,
         Some(Kind::QuotaExceeded) if service == Service::Network => return StatusCode::CONFLICT,
-        Some(Kind::QuotaExceeded) if service == Service::Image => return StatusCode::PAYLOAD_TOO_LARGE,
+        Some(Kind::QuotaExceeded) if matches!(service, Service::Image | Service::Volume) => {
+            return StatusCode::PAYLOAD_TOO_LARGE;
+        }
         Some(Kind::QuotaExceeded) => return StatusCode::FORBIDDEN,
         Some(Kind::Unavailable) => return StatusCode::SERVICE_UNAVAILABLE,
         None => {}
@@ -140,7 +146,7 @@ impl IntoResponse for Fault {
         let title = status.canonical_reason().unwrap_or("Error");
         let body = match self.service {
             Service::Identity => json!({"error": {"code": code, "title": title, "message": message}}),
-            Service::Compute => {
+            Service::Compute | Service::Volume => {
                 let key = match code {
                     400 => "badRequest",
                     401 => "unauthorized",
@@ -213,6 +219,7 @@ mod tests {
         assert_eq!(of(Service::Network), 409);
         assert_eq!(of(Service::Image), 413);
         assert_eq!(of(Service::Compute), 403);
+        assert_eq!(of(Service::Volume), 413);
     }
 
     #[test]

@@ -84,6 +84,31 @@ pub const SERVED: &[Served] = &[
             "6d1f4c3ac0a04b1c9d9f0f4b2f4c0113",
         ],
     },
+    Served {
+        id: "6d1f4c3ac0a04b1c9d9f0f4b2f4c0005",
+        kind: "block-storage",
+        name: "cinder",
+        description: "Volumes",
+        path: "/volume/v3",
+        endpoints: [
+            "6d1f4c3ac0a04b1c9d9f0f4b2f4c0051",
+            "6d1f4c3ac0a04b1c9d9f0f4b2f4c0052",
+            "6d1f4c3ac0a04b1c9d9f0f4b2f4c0053",
+        ],
+    },
+    // The same under the name that clients knew it by for long.
+    Served {
+        id: "6d1f4c3ac0a04b1c9d9f0f4b2f4c0006",
+        kind: "volumev3",
+        name: "cinderv3",
+        description: "Volumes",
+        path: "/volume/v3",
+        endpoints: [
+            "6d1f4c3ac0a04b1c9d9f0f4b2f4c0061",
+            "6d1f4c3ac0a04b1c9d9f0f4b2f4c0062",
+            "6d1f4c3ac0a04b1c9d9f0f4b2f4c0063",
+        ],
+    },
 ];
 
 /// The address of a service.
