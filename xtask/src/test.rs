@@ -8,6 +8,7 @@ use allod_tests::run::{exists, finish, line};
 use allod_tests::{apt, paths, venv};
 use anyhow::{Context, Result, ensure};
 
+use crate::conformance::{self, Suite};
 use crate::{build, guest_image, torture};
 
 /// Kills of the daemon, and of a disk's process, in CI.
@@ -50,6 +51,7 @@ pub fn binary_and_image(steps: &Steps) -> Result<()> {
 /// Runs everything; a part that fails does not keep the others from running.
 pub fn run(steps: &Steps) -> Result<()> {
     needs(steps)?;
+    conformance::needs(steps)?;
     let mut totals = Totals::default();
     totals.check("format", steps, &mut build::cargo(), &["fmt", "--all", "--check"]);
     let lints = [
@@ -74,6 +76,10 @@ pub fn run(steps: &Steps) -> Result<()> {
     totals.one("build tests", build_tests(steps));
     unit_tests(&mut totals, steps);
     end_to_end(&mut totals, steps);
+    totals.one(
+        "conformance scs --smoke",
+        conformance::judge(Suite::Scs, &conformance::Options::smoke(), steps),
+    );
     totals.one("torture daemon", torture::daemon(DAEMON_KILLS, steps));
     totals.one("torture disk", torture::disk(None, steps));
 

@@ -19,6 +19,9 @@ pub struct Shard {
 }
 
 impl Shard {
+    /// Everything.
+    pub const WHOLE: Shard = Shard { index: 1, of: 1 };
+
     /// Whether what cannot be divided belongs to this part.
     pub fn is_first(self) -> bool {
         self.index == 1

@@ -49,6 +49,18 @@ pub struct Options {
     pub concurrency: u32,
 }
 
+impl Options {
+    /// What CI runs.
+    pub fn smoke() -> Self {
+        Options {
+            shard: Shard::WHOLE,
+            smoke: true,
+            only: None,
+            concurrency: 2,
+        }
+    }
+}
+
 impl Suite {
     fn name(self) -> &'static str {
         match self {
@@ -94,18 +106,23 @@ pub fn folder(suite: Suite) -> PathBuf {
 /// Installs, builds (unless `ALLOD` names a program), starts a cloud, runs the suite, and ends with a line of totals.
 pub fn run(suite: Suite, options: &Options, steps: &Steps) -> Result<()> {
     test::needs(steps)?;
+    needs(steps)?;
     if env::var_os("ALLOD").is_none() {
         test::binary_and_image(steps)?;
     }
     judge(suite, options, steps)
 }
 
-/// The same with what is built already.
-pub fn judge(suite: Suite, options: &Options, steps: &Steps) -> Result<()> {
+/// Names and installs what judges need beside what tests need.
+pub fn needs(steps: &Steps) -> Result<()> {
     steps.say(&format!("Debian packages: {}", HOST_PACKAGES.join(" ")));
-    apt::install(HOST_PACKAGES, steps)?;
     steps.say(&venv::TEMPEST.describe());
-    venv::TEMPEST.install(steps)?;
+    apt::install(HOST_PACKAGES, steps)?;
+    venv::TEMPEST.install(steps)
+}
+
+/// The same with what is installed and built already.
+pub fn judge(suite: Suite, options: &Options, steps: &Steps) -> Result<()> {
     let folder = folder(suite);
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
@@ -116,6 +133,7 @@ pub fn judge(suite: Suite, options: &Options, steps: &Steps) -> Result<()> {
 
     let mut cloud = Cloud::start(CloudOptions {
         program: paths::allod(),
+        more: "[identity]\nunique_last_passwords = 2\n".into(),
         ..CloudOptions::default()
     })?;
     let result = outcomes(suite, options, &list, &cloud, &folder, steps);
