@@ -26,6 +26,7 @@ pub fn run(
     steps: &Steps,
 ) -> Result<Vec<Outcome>> {
     configure(cloud, admin, folder)?;
+    finish(stestr(cloud, folder).arg("init"))?;
     let known = discover(cloud, folder)?;
     let mut chosen = String::new();
     for name in list.names() {
