@@ -6,6 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 
 /// A process' proportional share of memory, in MiB.
 pub fn pss_mib(pid: i32) -> Result<f64> {
@@ -19,19 +21,11 @@ pub fn pss_mib(pid: i32) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
-/// Processor time of a process so far, in seconds: the exact sum that the scheduler keeps for each thread, for ticks
-/// are too coarse for what sleeps most of the time.
+/// Processor time of a process so far, in seconds: its own clock (clock_getcpuclockid(3)), for ticks are too coarse for
+/// what sleeps most of the time, and a sum over its threads forgets those that ended.
 pub fn cpu_seconds(pid: i32) -> Result<f64> {
-    let mut nanoseconds = 0.0;
-    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = fs::read_to_string(entry?.path().join("schedstat")).unwrap_or_default();
-        nanoseconds += text
-            .split(' ')
-            .next()
-            .and_then(|n| n.parse::<f64>().ok())
-            .unwrap_or(0.0);
-    }
-    Ok(nanoseconds / 1e9)
+    let clock = clock_getcpuclockid(Pid::from_raw(pid)).with_context(|| format!("no clock of process {pid}"))?;
+    Ok(Duration::from(clock_gettime(clock)?).as_secs_f64())
 }
 
 /// How often per second 4 KiB can be appended to a file in this folder and made durable.
@@ -84,6 +78,16 @@ mod tests {
         while began.elapsed() < Duration::from_millis(50) {
             std::hint::spin_loop();
         }
-        assert!(cpu_seconds(me).unwrap() > before);
+        let alone = cpu_seconds(me).unwrap();
+        assert!(alone > before);
+        // What a thread used stays counted when it has ended.
+        let work = || {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_millis(50) {
+                std::hint::spin_loop();
+            }
+        };
+        std::thread::spawn(work).join().unwrap();
+        assert!(cpu_seconds(me).unwrap() > alone + 0.005);
     }
 }
