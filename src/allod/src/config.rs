@@ -74,6 +74,8 @@ pub struct Storage {
     pub loop_pool_gib: Option<u64>,
     /// Reserve the loop-backed pool's space at once; without, it grows as it fills, and may find the disk full.
     pub loop_pool_preallocate: bool,
+    /// The folder of volumes' backups, best on another disk; by default `backups` below the state directory.
+    pub backups: Option<PathBuf>,
 }
 
 impl Default for Storage {
@@ -83,6 +85,7 @@ impl Default for Storage {
             pool: None,
             loop_pool_gib: None,
             loop_pool_preallocate: true,
+            backups: None,
         }
     }
 }
@@ -408,6 +411,14 @@ impl Config {
             return Err(("log.level", format!("'{}': {error}", log.level)));
         }
         Ok(())
+    }
+
+    /// The folder of backups.
+    pub fn backups_dir(&self) -> PathBuf {
+        self.storage
+            .backups
+            .clone()
+            .unwrap_or_else(|| self.storage.dir.join("backups"))
     }
 
     /// The pool's directory.

@@ -133,6 +133,7 @@ async fn drivers(config: &Config, state: &StateDir) -> Result<(Drivers, Option<N
 pub fn node_options(config: &Config) -> Options {
     Options {
         state: config.storage.dir.clone(),
+        backups: config.backups_dir(),
         pool: PoolOptions {
             path: config.pool_dir(),
             file_size: Some(loop_pool_size(config)),

@@ -112,9 +112,11 @@ pub trait Disks: Send + Sync {
     async fn delete_snapshot(&self, snapshot: Uuid) -> Result<(), DriverError>;
     /// Write a volume, or a snapshot, to the folder of backups. It is there whole, or not at all.
     async fn back_up(&self, source: VolumeSource, backup: Uuid) -> Result<BackedUp, DriverError>;
-    /// Write a backup's bytes over those of a volume that no guest has and that is large enough. Broken off, it is to be
-    /// repeated: until then the volume's bytes are neither these nor those.
+    /// Put a backup's bytes in the place of those of a volume that no guest has and that is large enough: all of them, or
+    /// the volume stays as it was.
     async fn restore_backup(&self, backup: Uuid, volume: Uuid) -> Result<(), DriverError>;
+    /// Backups that are there, whole.
+    async fn list_backups(&self) -> Result<Vec<Uuid>, DriverError>;
     /// Remove a backup's bytes.
     async fn delete_backup(&self, backup: Uuid) -> Result<(), DriverError>;
     /// Make the image of this id, of raw format, from a volume's bytes as they are now.

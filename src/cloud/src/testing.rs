@@ -429,6 +429,10 @@ impl Disks for Remembering {
         }
     }
 
+    async fn list_backups(&self) -> Result<Vec<Uuid>, DriverError> {
+        Ok(self.state().backups.keys().copied().collect())
+    }
+
     async fn delete_backup(&self, backup: Uuid) -> Result<(), DriverError> {
         self.call("delete_backup", backup)?.backups.remove(&backup);
         Ok(())

@@ -1,10 +1,12 @@
 //! Volumes and formats.
 //!
 //! - [`pool`]: where volumes and images have their bytes; used by the daemon.
+//! - [`backup`]: whole copies of volumes in a folder of their own; used by the daemon.
 //! - [`run`]: the body of `allod disk`, which serves one volume to one guest.
 //! - [`convert`]: the body of the child that turns uploads into images.
 //! - [`config_drive`]: the small volume that tells a guest who it is.
 
+pub mod backup;
 pub mod config_drive;
 pub mod convert;
 mod io;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use disk::pool::{Pool, PoolError, PoolOptions};
+use model::disk::VolumeSource;
 use uuid::Uuid;
 
 const FILE_SIZE: u64 = 320 << 20;
@@ -65,8 +66,8 @@ fn volumes_live_from_clone_to_delete_and_survive_restarts() {
     assert!(before.total > FILE_SIZE / 2 && before.free <= before.total && before.reflinks);
 
     let id = Uuid::new_v4();
-    fixture.pool().clone_volume(id, image, 64 << 20).unwrap();
-    fixture.pool().clone_volume(id, image, 64 << 20).unwrap();
+    fixture.pool().clone_volume(id, VolumeSource::Image(image), 64 << 20).unwrap();
+    fixture.pool().clone_volume(id, VolumeSource::Image(image), 64 << 20).unwrap();
     let used = before.free - fixture.pool().usage().unwrap().free;
     assert!(used < 1 << 20, "a clone shares its blocks: {used} bytes used");
 
@@ -118,11 +119,11 @@ fn what_makes_no_sense_is_refused() {
         Err(PoolError::Unaligned(1000))
     ));
     assert!(matches!(
-        pool.clone_volume(id, image, 512),
+        pool.clone_volume(id, VolumeSource::Image(image), 512),
         Err(PoolError::TooSmall { least: 1024, .. })
     ));
     assert!(matches!(
-        pool.clone_volume(id, id, 512),
+        pool.clone_volume(id, VolumeSource::Image(id), 512),
         Err(PoolError::NoImage(_))
     ));
     assert!(matches!(

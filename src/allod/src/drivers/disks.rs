@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cloud::driver::{Disks, DriverError, VolumeSource};
+use disk::backup::{BackupError, Backups};
 use disk::pool::{Pool, PoolError, PoolOptions};
 use model::disk::{BackedUp, ConvertSpec, Converted, ImageFormat, PoolUsage};
 use process::child::{CgroupLimits, Isolation, Launch, Launcher};
@@ -36,6 +37,7 @@ pub struct DisksDriver {
 struct Shared {
     launcher: Arc<Launcher>,
     pool: Pool,
+    backups: Backups,
     max_virtual_size: u64,
     conversions: Semaphore,
 }
@@ -45,14 +47,21 @@ impl DisksDriver {
     pub async fn open(
         launcher: Arc<Launcher>,
         options: PoolOptions,
+        backups: PathBuf,
         max_virtual_size: u64,
     ) -> Result<Self, DriverError> {
-        let pool = blocking(move || Pool::open_or_create(&options).map_err(told)).await?;
+        let opened = blocking(move || {
+            let pool = Pool::open_or_create(&options).map_err(told)?;
+            let backups = Backups::open(&backups).map_err(backup_told)?;
+            Ok((pool, backups))
+        });
+        let (pool, backups) = opened.await?;
         let conversions = Semaphore::new(CONVERSIONS);
         Ok(DisksDriver {
             shared: Arc::new(Shared {
                 launcher,
                 pool,
+                backups,
                 max_virtual_size,
                 conversions,
             }),
@@ -118,12 +127,8 @@ impl Disks for DisksDriver {
     }
 
     async fn create_volume(&self, volume: Uuid, size: u64, source: VolumeSource) -> Result<(), DriverError> {
-        self.with(move |shared| match source {
-            VolumeSource::Image(image) => shared.pool.clone_volume(volume, image, size).map_err(told),
-            VolumeSource::Empty => shared.pool.create_volume(volume, size).map_err(told),
-            VolumeSource::Volume(_) | VolumeSource::Snapshot(_) => Err(absent()),
-        })
-        .await
+        self.with(move |shared| shared.pool.clone_volume(volume, source, size).map_err(told))
+            .await
     }
 
     async fn grow_volume(&self, volume: Uuid, size: u64) -> Result<(), DriverError> {
@@ -131,32 +136,61 @@ impl Disks for DisksDriver {
             .await
     }
 
-    async fn snapshot_volume(&self, _: Uuid, _: Uuid) -> Result<(), DriverError> {
-        Err(absent())
+    async fn snapshot_volume(&self, volume: Uuid, snapshot: Uuid) -> Result<(), DriverError> {
+        self.with(move |shared| shared.pool.snapshot_volume(volume, snapshot).map_err(told))
+            .await
     }
 
-    async fn revert_volume(&self, _: Uuid, _: Uuid) -> Result<(), DriverError> {
-        Err(absent())
+    async fn revert_volume(&self, volume: Uuid, snapshot: Uuid) -> Result<(), DriverError> {
+        self.with(move |shared| shared.pool.revert_volume(volume, snapshot).map_err(told))
+            .await
     }
 
-    async fn delete_snapshot(&self, _: Uuid) -> Result<(), DriverError> {
-        Err(absent())
+    async fn delete_snapshot(&self, snapshot: Uuid) -> Result<(), DriverError> {
+        self.with(move |shared| shared.pool.delete_snapshot(snapshot).map_err(told))
+            .await
     }
 
-    async fn back_up(&self, _: VolumeSource, _: Uuid) -> Result<BackedUp, DriverError> {
-        Err(absent())
+    async fn back_up(&self, source: VolumeSource, backup: Uuid) -> Result<BackedUp, DriverError> {
+        self.with(move |shared| {
+            shared
+                .backups
+                .create(&shared.pool, source, backup)
+                .map_err(backup_told)
+        })
+        .await
     }
 
-    async fn restore_backup(&self, _: Uuid, _: Uuid) -> Result<(), DriverError> {
-        Err(absent())
+    async fn restore_backup(&self, backup: Uuid, volume: Uuid) -> Result<(), DriverError> {
+        self.with(move |shared| {
+            shared
+                .backups
+                .restore(&shared.pool, backup, volume)
+                .map_err(backup_told)
+        })
+        .await
     }
 
-    async fn delete_backup(&self, _: Uuid) -> Result<(), DriverError> {
-        Err(absent())
+    async fn list_backups(&self) -> Result<Vec<Uuid>, DriverError> {
+        self.with(|shared| shared.backups.list().map_err(backup_told))
+            .await
     }
 
-    async fn image_from_volume(&self, _: Uuid, _: Uuid) -> Result<Converted, DriverError> {
-        Err(absent())
+    async fn delete_backup(&self, backup: Uuid) -> Result<(), DriverError> {
+        self.with(move |shared| shared.backups.delete(backup).map_err(backup_told))
+            .await
+    }
+
+    async fn image_from_volume(&self, volume: Uuid, image: Uuid) -> Result<Converted, DriverError> {
+        self.with(move |shared| {
+            let (virtual_size, allocated) = shared.pool.image_from_volume(volume, image).map_err(told)?;
+            Ok(Converted {
+                format: ImageFormat::Raw,
+                virtual_size,
+                allocated,
+            })
+        })
+        .await
     }
 
     async fn delete_volume(&self, volume: Uuid) -> Result<(), DriverError> {
@@ -254,8 +288,14 @@ impl Shared {
     }
 }
 
-fn absent() -> DriverError {
-    DriverError::Failed("this node's pool cannot do that yet".into())
+fn backup_told(error: BackupError) -> DriverError {
+    let text = error.to_string();
+    match error {
+        BackupError::Full(_) => DriverError::Full(text),
+        BackupError::TooLarge { .. } => DriverError::BadInput(text),
+        BackupError::Pool(error) => told(error),
+        _ => DriverError::Failed(text),
+    }
 }
 
 fn told(error: PoolError) -> DriverError {

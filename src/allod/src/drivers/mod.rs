@@ -35,6 +35,8 @@ pub struct Options {
     pub state: PathBuf,
     /// Volumes and images.
     pub pool: PoolOptions,
+    /// The folder of backups.
+    pub backups: PathBuf,
     /// The largest image, in bytes.
     pub max_image_bytes: u64,
     /// Where children run.
@@ -94,7 +96,13 @@ impl Node {
                 ));
             }
         };
-        let disks = disks::DisksDriver::open(launcher.clone(), options.pool, options.max_image_bytes).await?;
+        let disks = disks::DisksDriver::open(
+            launcher.clone(),
+            options.pool,
+            options.backups,
+            options.max_image_bytes,
+        )
+        .await?;
         let switch = switch::SwitchDriver::new(launcher.clone(), &run, options.masquerade);
         switch.open().await?;
         let folder = options.state.join("machines");

@@ -105,6 +105,7 @@ impl World {
     async fn node(&self, isolation: Isolation) -> Node {
         Node::open(Options {
             state: self.folder.clone(),
+            backups: self.folder.join("backups"),
             pool: PoolOptions {
                 path: self.folder.join("pool"),
                 file_size: Some(400 << 20),

@@ -31,12 +31,12 @@ pub(crate) fn wrap(router: Router, state: AppState) -> Router {
     Router::new().fallback_service(service)
 }
 
-/// Clients join addresses carelessly: `/identity/v3/` is `/identity/v3`. Below Glance's root an empty last part is an id
+/// Clients join addresses carelessly: `/identity/v3/` is `/identity/v3`. Below Glance's and Cinder's roots an empty last part is an id
 /// that was lost, and must not turn the deletion of one image, say, into a request about all.
 fn without_trailing_slash(mut request: Request) -> Request {
     let path = request.uri().path();
     let trimmed = path.trim_end_matches('/');
-    let lost_id = trimmed.starts_with("/image/v2/");
+    let lost_id = trimmed.starts_with("/image/v2/") || trimmed.starts_with("/volume/v3/");
     if trimmed.len() == path.len() || trimmed.is_empty() || lost_id {
         return request;
     }

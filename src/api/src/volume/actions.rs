@@ -157,14 +157,12 @@ pub(super) async fn volume(State(app): State<AppState>, call: Call, Json(body): 
             actions::by_hand(cloud, ctx, id, hand).await?;
         }
         "os-detach" | "os-force_detach" => {
-            if name == "os-force_detach" {
-                ctx.require("volumes", "reset_status")?;
-            }
             let attachment = match value.get("attachment_id") {
                 None | Some(Value::Null) => None,
                 Some(value) => Some(uuid_of(&format!("{name}.attachment_id"), value)?),
             };
-            actions::by_hand(cloud, ctx, id, Hand::Detach(attachment)).await?;
+            let force = name == "os-force_detach";
+            actions::by_hand(cloud, ctx, id, Hand::Detach { attachment, force }).await?;
         }
         other => return Err(no_such(other).into()),
     }

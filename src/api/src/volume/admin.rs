@@ -149,6 +149,13 @@ pub(super) async fn update_service(
 ) -> Answer {
     call.ctx.require("volume_services", "update")?;
     let action = call.id();
+    if ["freeze", "thaw", "failover_host"].contains(&action) {
+        return Err(Error::BadRequest(
+            "Invalid input received: the pools of this cloud cannot be frozen and have no replicas to fail over to."
+                .into(),
+        )
+        .into());
+    }
     if !["enable", "disable", "disable-log-reason"].contains(&action) {
         return Err(super::gone());
     }

@@ -2,6 +2,8 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use cloud::Error;
 use cloud::volume::backups::{self, Backup, NewBackup};
 use cloud::volume::list as lists;
@@ -255,4 +257,41 @@ pub(super) async fn restore(State(app): State<AppState>, call: Call, Json(body):
         "volume_id": volume.id,
         "volume_name": volume.name.unwrap_or_default(),
     }}))
+}
+
+/// How records are told: as base64, so that nobody takes them for an address.
+const SERVICE: &str = "allod.disk";
+
+pub(super) async fn export(State(app): State<AppState>, call: Call) -> Answer {
+    let record = backups::export(&app.cloud, &call.ctx, call.id()).await?;
+    ok(json!({"backup-record": {"backup_service": SERVICE, "backup_url": STANDARD.encode(record)}}))
+}
+
+pub(super) async fn import(State(app): State<AppState>, call: Call, Json(body): Json<Value>) -> Answer {
+    call.ctx.require("backups", "import")?;
+    let object = Object::only(&body, "backup-record")?;
+    object.allow(&["backup_service", "backup_url"])?;
+    object.required("backup_service")?;
+    object.required("backup_url")?;
+    let service = object.string("backup_service", 1, 255)?.unwrap_or_default();
+    if service != SERVICE {
+        return Err(Error::BadRequest(format!(
+            "Invalid input received: records of {SERVICE} are taken, not of {service}."
+        ))
+        .into());
+    }
+    let record = object.string("backup_url", 1, 65536)?.unwrap_or_default();
+    let record = STANDARD
+        .decode(record)
+        .ok()
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .ok_or_else(|| {
+            Error::BadRequest("Invalid input received: the backup's record cannot be read.".into())
+        })?;
+    let made = backups::import(&app.cloud, &call.ctx, &record).await?;
+    let mut body = summary_view(&call, &made);
+    if let Some(body) = body.as_object_mut() {
+        body.remove("metadata");
+    }
+    super::json(StatusCode::CREATED, json!({"backup": body}))
 }

@@ -86,9 +86,11 @@ pub(super) fn whose(pairs: &Pairs) -> Result<Whose, Error> {
     let all_projects = match pairs.get("all_tenants") {
         None => false,
         Some(text) if text.eq_ignore_ascii_case("none") => false,
-        Some(_) => pairs.flag("all_tenants").map_err(|_| {
-            Error::BadRequest("Invalid input received: all_tenants must be a boolean value.".into())
-        })? == Some(true),
+        Some(_) => {
+            pairs.flag("all_tenants").map_err(|_| {
+                Error::BadRequest("Invalid input received: all_tenants must be a boolean value.".into())
+            })? == Some(true)
+        }
     };
     Ok(Whose {
         all_projects,

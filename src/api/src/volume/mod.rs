@@ -198,6 +198,8 @@ fn resources() -> Router<AppState> {
         )
         .route("/backups/{id}/action", post(actions::backup))
         .route("/backups/{id}/restore", post(backups::restore))
+        .route("/backups/{id}/export_record", get(backups::export))
+        .route("/backups/import_record", post(backups::import))
         .route("/attachments", get(attachments::index).post(attachments::create))
         .route("/attachments/detail", get(attachments::detail))
         .route(
@@ -222,7 +224,10 @@ fn resources() -> Router<AppState> {
             "/types/{id}/extra_specs/{key}",
             get(types::spec).put(types::set_spec).delete(types::unset_spec),
         )
-        .route("/types/{id}/encryption", get(types::encryption))
+        .route(
+            "/types/{id}/encryption",
+            get(types::encryption).post(types::encrypt),
+        )
         .route("/default-types", get(types::defaults))
         .route(
             "/default-types/{id}",

@@ -152,7 +152,11 @@ pub(super) async fn create(State(app): State<AppState>, call: Call, Json(body): 
         "force",
         "metadata",
     ])?;
-    let volume = uuid_of("snapshot.volume_id", object.required("volume_id")?)?;
+    let volume = object.required("volume_id")?;
+    if volume.is_null() {
+        return Err(Error::not_found("Volume", "None").into());
+    }
+    let volume = uuid_of("snapshot.volume_id", volume)?;
     let mut force = match object.get("force") {
         None | Some(Value::Null) => false,
         Some(_) => object.boolean("force")?.unwrap_or(false),

@@ -304,6 +304,13 @@ pub(super) async fn encryption(State(app): State<AppState>, call: Call) -> Answe
     ok(json!({}))
 }
 
+/// None can be made so.
+pub(super) async fn encrypt(State(app): State<AppState>, call: Call) -> Answer {
+    call.ctx.require("volume_types", "update")?;
+    types::show(&app.cloud, &call.ctx, call.id()).await?;
+    Err(Error::BadRequest("Invalid volume type: this cloud does not encrypt volumes.".into()).into())
+}
+
 pub(super) async fn defaults(State(app): State<AppState>, call: Call) -> Answer {
     since(call.version, V::DEFAULT_TYPES)?;
     let found = types::defaults(&app.cloud, &call.ctx, None).await?;

@@ -280,8 +280,13 @@ pub enum Hand {
     BeginDetaching,
     /// It is not.
     RollDetaching,
-    /// It was taken away; this attachment, where there are more.
-    Detach(Option<Uuid>),
+    /// It was taken away.
+    Detach {
+        /// This one, where there are more.
+        attachment: Option<Uuid>,
+        /// Whatever state the volume is in (for administrators): it is available afterwards.
+        force: bool,
+    },
 }
 
 /// See [`Hand`].
@@ -290,6 +295,9 @@ pub enum Hand {
 /// 404, 400 in the wrong state.
 pub async fn by_hand(cloud: &Cloud, ctx: &Context, id: &str, hand: Hand) -> Result<()> {
     ctx.require("volumes", "attach")?;
+    if matches!(hand, Hand::Detach { force: true, .. }) {
+        ctx.require("volumes", "force_detach")?;
+    }
     let (caller, id) = (ctx.clone(), id.to_owned());
     cloud
         .store
@@ -300,12 +308,30 @@ pub async fn by_hand(cloud: &Cloud, ctx: &Context, id: &str, hand: Hand) -> Resu
         .await
 }
 
+/// Nobody has it any more, whatever its state was.
+fn free(conn: &Connection, volume: &Volume) -> Result<()> {
+    if let Some(mut volume) = row::get(conn, volume.id)?
+        && volume.task.is_none()
+    {
+        volume.status = Status::Available;
+        volume.updated_at = Some(crate::compute::now());
+        volume.save(conn)?;
+    }
+    Ok(())
+}
+
 fn carry_out(conn: &Connection, ctx: &Context, volume: &Volume, hand: &Hand) -> Result<()> {
     let all = attachments::of_volume(conn, volume.id)?;
     match hand {
-        Hand::Reserve => attachments::reserve(conn, ctx, volume.id, None).map(drop),
+        Hand::Reserve => {
+            let made = attachments::reserve(conn, ctx, volume.id, None)?;
+            // Whoever asks so is about to attach it.
+            attachments::attaching(conn, made.id, None)
+        }
         Hand::Unreserve => {
-            let reserved = all.iter().find(|a| a.status == AttachStatus::Reserved);
+            let reserved = all
+                .iter()
+                .find(|a| matches!(a.status, AttachStatus::Reserved | AttachStatus::Attaching));
             match reserved {
                 Some(attachment) => attachments::remove(conn, attachment.id),
                 None => Ok(()),
@@ -340,10 +366,21 @@ fn carry_out(conn: &Connection, ctx: &Context, volume: &Volume, hand: &Hand) -> 
         Hand::RollDetaching => {
             attachments::set_all(conn, volume.id, AttachStatus::Detaching, AttachStatus::Attached)
         }
-        Hand::Detach(id) => {
-            expect(volume, &[Status::InUse, Status::Detaching], "detach")?;
+        Hand::Detach {
+            attachment: id,
+            force,
+        } => {
+            if !force {
+                expect(volume, &[Status::InUse, Status::Detaching], "detach")?;
+            }
             let attachment = match id {
                 Some(id) => all.iter().find(|a| a.id == *id),
+                None if *force => {
+                    for attachment in &all {
+                        attachments::remove(conn, attachment.id)?;
+                    }
+                    return free(conn, volume);
+                }
                 None if all.len() > 1 => {
                     return Err(invalid_volume(
                         "Detach volume failed: More than one attachment, but no attachment_id provided.",

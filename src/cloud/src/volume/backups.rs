@@ -1,6 +1,7 @@
 //! Backups: whole copies of volumes in a folder of their own.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::create::Place;
@@ -11,6 +12,15 @@ use super::status::{BackupStatus, SnapshotStatus, Status, Task};
 use super::types;
 use crate::compute::{Micros, now};
 use crate::{Cloud, Context, Error, Result};
+
+/// What a volume was beside its bytes when it was backed up.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Kept {
+    pub metadata: Pairs,
+    pub image_metadata: Pairs,
+    pub bootable: bool,
+}
 
 /// A row of `volume_backups`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +41,7 @@ pub struct Backup {
     /// Where it lies: a name of the tenant's.
     pub container: Option<String>,
     pub metadata: Pairs,
+    pub volume: Kept,
     pub availability_zone: String,
     pub host: String,
     pub fail_reason: Option<String>,
@@ -59,6 +70,7 @@ impl Backup {
             task: row.get("task")?,
             container: row.get("container")?,
             metadata: json(row, "metadata")?,
+            volume: json(row, "volume")?,
             availability_zone: row.get("availability_zone")?,
             host: row.get("host")?,
             fail_reason: row.get("fail_reason")?,
@@ -71,7 +83,7 @@ impl Backup {
     }
 
     pub(super) fn save(&self, conn: &Connection) -> Result<()> {
-        const COLUMNS: [&str; 20] = [
+        const COLUMNS: [&str; 21] = [
             "id",
             "project_id",
             "user_id",
@@ -84,6 +96,7 @@ impl Backup {
             "task",
             "container",
             "metadata",
+            "volume",
             "availability_zone",
             "host",
             "fail_reason",
@@ -107,6 +120,7 @@ impl Backup {
                 self.task,
                 self.container,
                 row::to_json(&self.metadata)?,
+                row::to_json(&self.volume)?,
                 self.availability_zone,
                 self.host,
                 self.fail_reason,
@@ -247,6 +261,11 @@ pub async fn create(cloud: &Cloud, ctx: &Context, new: NewBackup) -> Result<Back
                 task: Some(Task::Create),
                 container: new.container.clone().or_else(|| Some("backups".into())),
                 metadata: new.metadata.clone(),
+                volume: Kept {
+                    metadata: volume.metadata.clone(),
+                    image_metadata: volume.image_metadata.clone(),
+                    bootable: volume.bootable,
+                },
                 availability_zone: zone.clone(),
                 host: node.clone(),
                 fail_reason: None,
@@ -463,14 +482,14 @@ pub async fn restore(
                         status: Status::Creating,
                         task: Some(Task::Create),
                         previous_status: None,
-                        bootable: false,
+                        bootable: backup.volume.bootable,
                         multiattach: false,
                         read_only: None,
                         type_id: kind.id,
                         availability_zone: place.zone().to_owned(),
                         host: place.node().to_owned(),
-                        metadata: Pairs::new(),
-                        image_metadata: Pairs::new(),
+                        metadata: backup.volume.metadata.clone(),
+                        image_metadata: backup.volume.image_metadata.clone(),
                         origin: Origin::Backup(backup.id),
                         new_size: None,
                         target_id: None,
@@ -497,4 +516,94 @@ pub(super) fn visible(conn: &Connection, project: Option<&str>) -> Result<Vec<Ba
     )?;
     let rows = query.query_map([project], Backup::of_row)?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// What [`export`] tells of a backup; [`import`] takes it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    id: Uuid,
+    volume_id: Uuid,
+    size: u32,
+    name: Option<String>,
+    description: Option<String>,
+    volume: Kept,
+    data_timestamp: Micros,
+    stored: Option<u64>,
+    sha256: Option<String>,
+}
+
+/// A backup's record as JSON, with which [`import`] finds its bytes again when its row is lost.
+///
+/// # Errors
+/// 404, 400 for a backup that is not whole.
+pub async fn export(cloud: &Cloud, ctx: &Context, id: &str) -> Result<String> {
+    ctx.require("backups", "export")?;
+    let backup = show(cloud, ctx, id).await?;
+    if backup.status != BackupStatus::Available {
+        return Err(Error::BadRequest(format!(
+            "Invalid backup: Backup status must be available and not {}.",
+            backup.status.name()
+        )));
+    }
+    row::to_json(&Record {
+        id: backup.id,
+        volume_id: backup.volume_id,
+        size: backup.size,
+        name: backup.name,
+        description: backup.description,
+        volume: backup.volume,
+        data_timestamp: backup.data_timestamp,
+        stored: backup.stored,
+        sha256: backup.sha256,
+    })
+}
+
+/// Makes the row of a backup whose bytes are there, from its record.
+///
+/// # Errors
+/// 400 for a record that is none or whose bytes are not there, or if the row is there.
+pub async fn import(cloud: &Cloud, ctx: &Context, record: &str) -> Result<Backup> {
+    ctx.require("backups", "import")?;
+    let wrong = |why: &str| Error::BadRequest(format!("Invalid input received: the backup's record {why}."));
+    let record: Record = serde_json::from_str(record).map_err(|_| wrong("cannot be read"))?;
+    if !cloud.drivers.disks.list_backups().await?.contains(&record.id) {
+        return Err(wrong("names bytes that are not there"));
+    }
+    let project = ctx.project()?.to_owned();
+    let backup = Backup {
+        id: record.id,
+        project_id: project,
+        user_id: ctx.user_id.clone(),
+        volume_id: record.volume_id,
+        snapshot_id: None,
+        name: record.name,
+        description: record.description,
+        size: record.size,
+        status: BackupStatus::Available,
+        task: None,
+        container: Some("backups".into()),
+        metadata: Pairs::new(),
+        volume: record.volume,
+        availability_zone: cloud.config.availability_zone.clone(),
+        host: cloud.config.node.clone(),
+        fail_reason: None,
+        data_timestamp: record.data_timestamp,
+        stored: record.stored,
+        sha256: record.sha256,
+        created_at: now(),
+        updated_at: None,
+    };
+    cloud
+        .store
+        .write(&ctx.user_id, move |conn| {
+            if get(conn, backup.id)?.is_some() {
+                return Err(Error::BadRequest(format!(
+                    "Invalid backup: Backup {} already exists in database.",
+                    backup.id
+                )));
+            }
+            backup.save(conn)?;
+            Ok(backup.clone())
+        })
+        .await
 }

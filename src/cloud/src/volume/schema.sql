@@ -92,6 +92,8 @@ CREATE TABLE volume_backups (
     task TEXT,
     container TEXT,
     metadata TEXT NOT NULL,
+    -- What the volume was beside its bytes.
+    volume TEXT NOT NULL,
     availability_zone TEXT NOT NULL,
     host TEXT NOT NULL,
     fail_reason TEXT,

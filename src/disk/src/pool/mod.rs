@@ -7,6 +7,7 @@
 //! ```text
 //! <pool>/images/<id>.raw     images, never written after they appear
 //! <pool>/volumes/<id>.raw    volumes
+//! <pool>/snapshots/<id>.raw  volumes as they were, never written after they appear
 //! <pool>/tmp/                whatever is being made; emptied at start
 //! <pool>.xfs                 the filesystem's file, where one was needed
 //! ```
@@ -19,14 +20,17 @@ mod mount;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use model::disk::PoolUsage;
+use model::disk::{PoolUsage, VolumeSource};
 use rustix::fs::{ioctl_ficlone, statvfs};
 use thiserror::Error;
 use uuid::Uuid;
+
+/// With less than this free, nothing more is made.
+const LEAST_FREE: u64 = 4 << 20;
 
 /// Why a pool could not do something.
 #[derive(Debug, Error)]
@@ -40,6 +44,9 @@ pub enum PoolError {
     /// No such volume.
     #[error("there is no volume {0} in the pool")]
     NoVolume(Uuid),
+    /// No such snapshot.
+    #[error("there is no snapshot {0} in the pool")]
+    NoSnapshot(Uuid),
     /// A volume exists already and differs.
     #[error("volume {id} exists with {has} bytes, not {asked}")]
     Differs {
@@ -134,7 +141,7 @@ impl Pool {
         // Volumes and images are the daemon's alone.
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(at(path))?;
         let pool = Self { path: path.clone() };
-        for name in ["images", "volumes", "tmp"] {
+        for name in ["images", "volumes", "snapshots", "tmp"] {
             let dir = path.join(name);
             fs::create_dir_all(&dir).map_err(at(&dir))?;
         }
@@ -161,17 +168,15 @@ impl Pool {
         self.make(&self.volume_path(id), |file| file.set_len(size))
     }
 
-    /// Makes a volume of `size` bytes that begins with the image's bytes and shares its blocks.
-    pub fn clone_volume(&self, id: Uuid, image: Uuid, size: u64) -> Result<(), PoolError> {
+    /// Makes a volume of `size` bytes that begins with the source's bytes and shares its blocks. Of a volume that is
+    /// written to at the same time it gets the bytes of one moment.
+    pub fn clone_volume(&self, id: Uuid, source: VolumeSource, size: u64) -> Result<(), PoolError> {
         if self.exists_with(id, size)? {
             return Ok(());
         }
-        let path = self.image_path(image);
-        let source = File::open(&path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => PoolError::NoImage(image),
-            _ => self.error(&path, error),
-        })?;
-        let least = source.metadata().map_err(at(&path))?.len();
+        let Some((source, least)) = self.source(source)? else {
+            return self.create_volume(id, size);
+        };
         if size < least {
             return Err(PoolError::TooSmall { asked: size, least });
         }
@@ -179,6 +184,107 @@ impl Pool {
             ioctl_ficlone(file, &source)?;
             file.set_len(size)
         })
+    }
+
+    /// Keeps a volume's bytes of this moment under the snapshot's id. There already: nothing happens.
+    pub fn snapshot_volume(&self, volume: Uuid, snapshot: Uuid) -> Result<(), PoolError> {
+        let path = self.snapshot_path(snapshot);
+        if path.exists() {
+            return Ok(());
+        }
+        self.clone_to(&path, VolumeSource::Volume(volume), None).map(drop)
+    }
+
+    /// Puts a snapshot's bytes in the place of the volume's, whole or not at all. Whoever has the volume open keeps the old
+    /// bytes, so nobody may.
+    pub fn revert_volume(&self, volume: Uuid, snapshot: Uuid) -> Result<(), PoolError> {
+        let size = self.volume_size(volume)?.ok_or(PoolError::NoVolume(volume))?;
+        let path = self.volume_path(volume);
+        self.clone_to(&path, VolumeSource::Snapshot(snapshot), Some(size))
+            .map(drop)
+    }
+
+    /// Makes an image of a volume's bytes of this moment, and returns its size and what of it is allocated.
+    pub fn image_from_volume(&self, volume: Uuid, image: Uuid) -> Result<(u64, u64), PoolError> {
+        self.clone_to(&self.image_path(image), VolumeSource::Volume(volume), None)
+    }
+
+    /// An unnamed copy of a source's bytes of this moment, to be read at leisure. It goes when it is closed.
+    pub fn moment(&self, source: VolumeSource) -> Result<File, PoolError> {
+        let (path, file) = self.scratch()?;
+        let removed = fs::remove_file(&path).map_err(at(&path));
+        if let Some((source, _)) = self.source(source)? {
+            ioctl_ficlone(&file, &source).map_err(|error| self.error(&path, error.into()))?;
+        }
+        removed.map(|()| file)
+    }
+
+    /// Fills a new file of the volume's size, and puts it in the volume's place, whole or not at all. Whoever has the volume open
+    /// keeps the old bytes, so nobody may.
+    pub fn replace_volume<E: From<PoolError>>(
+        &self,
+        volume: Uuid,
+        fill: impl FnOnce(&File) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let size = self.volume_size(volume)?.ok_or(PoolError::NoVolume(volume))?;
+        let (path, file) = self.scratch()?;
+        let filled = file
+            .set_len(size)
+            .map_err(|error| E::from(self.error(&path, error)))
+            .and_then(|()| fill(&file))
+            .and_then(|()| Ok(self.place(&path, &file, &self.volume_path(volume))?));
+        if filled.is_err() {
+            let _ = fs::remove_file(&path);
+        }
+        filled
+    }
+
+    /// Removes a snapshot. Volumes that were made of it keep their bytes. None there: nothing happens.
+    pub fn delete_snapshot(&self, id: Uuid) -> Result<(), PoolError> {
+        self.delete(&self.snapshot_path(id))
+    }
+
+    /// All snapshots.
+    pub fn list_snapshots(&self) -> Result<Vec<Uuid>, PoolError> {
+        self.list("snapshots")
+    }
+
+    /// Where a snapshot's bytes are.
+    pub fn snapshot_path(&self, id: Uuid) -> PathBuf {
+        self.path.join("snapshots").join(format!("{id}.raw"))
+    }
+
+    /// Clones a source to a path, grown to `size`; size and allocated bytes of what it made.
+    fn clone_to(&self, to: &Path, source: VolumeSource, size: Option<u64>) -> Result<(u64, u64), PoolError> {
+        let Some((source, least)) = self.source(source)? else {
+            return Ok((0, 0));
+        };
+        let size = size.unwrap_or(least);
+        if size < least {
+            return Err(PoolError::TooSmall { asked: size, least });
+        }
+        self.make(to, |file| {
+            ioctl_ficlone(file, &source)?;
+            file.set_len(size)
+        })?;
+        let blocks = fs::metadata(to).map_err(at(to))?.blocks();
+        Ok((size, blocks.saturating_mul(512).min(size)))
+    }
+
+    /// The file of a source, and its size.
+    fn source(&self, source: VolumeSource) -> Result<Option<(File, u64)>, PoolError> {
+        let (path, missing) = match source {
+            VolumeSource::Empty => return Ok(None),
+            VolumeSource::Image(id) => (self.image_path(id), PoolError::NoImage(id)),
+            VolumeSource::Volume(id) => (self.volume_path(id), PoolError::NoVolume(id)),
+            VolumeSource::Snapshot(id) => (self.snapshot_path(id), PoolError::NoSnapshot(id)),
+        };
+        let file = File::open(&path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => missing,
+            _ => self.error(&path, error),
+        })?;
+        let size = file.metadata().map_err(at(&path))?.len();
+        Ok(Some((file, size)))
     }
 
     /// Makes a volume larger. It has this size already: nothing happens.
@@ -288,6 +394,10 @@ impl Pool {
     }
 
     fn make(&self, to: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> Result<(), PoolError> {
+        // Volumes take space as they are written to: one that is made now would only wait for some.
+        if self.usage()?.free < LEAST_FREE {
+            return Err(PoolError::Full(self.path.clone()));
+        }
         let (path, file) = self.scratch()?;
         let made = fill(&file)
             .map_err(|error| self.error(&path, error))
