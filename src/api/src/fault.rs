@@ -115,6 +115,7 @@ fn status(service: Service, error: &Error) -> StatusCode {
         }
         Some(Kind::QuotaExceeded) => return StatusCode::FORBIDDEN,
         Some(Kind::Unavailable) => return StatusCode::SERVICE_UNAVAILABLE,
+        Some(Kind::PreconditionFailed) => return StatusCode::PRECONDITION_FAILED,
         None => {}
     }
     match error {

@@ -68,6 +68,8 @@ pub enum Kind {
     QuotaExceeded,
     /// As [`Error::Unavailable`].
     Unavailable,
+    /// The caller's condition on the thing's state does not hold.
+    PreconditionFailed,
 }
 
 impl Error {

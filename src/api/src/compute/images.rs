@@ -31,7 +31,7 @@ fn there(version: Microversion, metadata: bool) -> Result<(), Failure> {
 fn status(image: &Image) -> (&'static str, u8) {
     match image.status {
         Status::Active | Status::Deactivated => ("ACTIVE", 100),
-        Status::Queued | Status::Saving | Status::Importing => ("SAVING", 50),
+        Status::Queued | Status::Saving | Status::Uploading | Status::Importing => ("SAVING", 50),
         Status::PendingDelete => ("DELETED", 0),
     }
 }

@@ -6,14 +6,17 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use cloud::image::data;
-use futures::StreamExt;
+use bytes::Bytes;
+use cloud::image::{data, staging};
+use futures::{Stream, StreamExt};
+use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
 use super::{Answer, no_content, parse_id};
 use crate::AppState;
 use crate::auth::Auth;
+use crate::body::Json;
 use crate::fault::{Fault, Service};
 
 /// A client that sends nothing for this long has broken its upload off.
@@ -29,28 +32,70 @@ pub(super) async fn upload(
     body: Body,
 ) -> Answer {
     let id = parse_id(&id)?;
-    let kind = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("");
+    let length = length(&headers)?;
+    data::upload(&state.cloud, &ctx, id, length, Box::pin(chunks(body))).await?;
+    Ok(no_content())
+}
+
+pub(super) async fn stage(
+    State(state): State<AppState>,
+    Auth(ctx): Auth,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    let id = parse_id(&id)?;
+    let length = length(&headers)?;
+    staging::stage(&state.cloud, &ctx, id, length, Box::pin(chunks(body))).await?;
+    Ok(no_content())
+}
+
+#[derive(Deserialize)]
+pub(super) struct Import {
+    method: Method,
+}
+
+#[derive(Deserialize)]
+struct Method {
+    name: String,
+}
+
+pub(super) async fn import(
+    State(state): State<AppState>,
+    Auth(ctx): Auth,
+    Path(id): Path<String>,
+    Json(body): Json<Import>,
+) -> Answer {
+    let id = parse_id(&id)?;
+    if body.method.name != "glance-direct" {
+        let name: String = body.method.name.chars().take(64).collect();
+        return Err(cloud::Error::BadRequest(format!("Unknown import method name '{name}'.")).into());
+    }
+    staging::import(&state.cloud, &ctx, id).await?;
+    Ok(StatusCode::ACCEPTED.into_response())
+}
+
+/// How many bytes the client announces, after it said that it sends bytes.
+fn length(headers: &HeaderMap) -> Result<Option<u64>, cloud::Error> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let kind = text(header::CONTENT_TYPE).unwrap_or("");
     if !kind.starts_with("application/octet-stream") {
         let text = format!("Unsupported Content-Type {kind:?}: send application/octet-stream.");
-        return Err(cloud::Error::UnsupportedMediaType(text).into());
+        return Err(cloud::Error::UnsupportedMediaType(text));
     }
-    let length = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok());
-    let length = length.and_then(|length| length.parse().ok());
-    let chunks = futures::stream::unfold(body.into_data_stream(), |mut stream| async move {
+    Ok(text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()))
+}
+
+/// A body's bytes, until none come for too long.
+fn chunks(body: Body) -> impl Stream<Item = Result<Bytes, String>> + Send {
+    futures::stream::unfold(body.into_data_stream(), |mut stream| async move {
         match tokio::time::timeout(STALL, stream.next()).await {
             Ok(None) => None,
             Ok(Some(Ok(chunk))) => Some((Ok(chunk), stream)),
             Ok(Some(Err(error))) => Some((Err(error.to_string()), stream)),
             Err(_) => Some((Err("no bytes for a minute".to_owned()), stream)),
         }
-    });
-    data::upload(&state.cloud, &ctx, id, length, Box::pin(chunks)).await?;
-    Ok(no_content())
+    })
 }
 
 /// A part of a file: where it begins, and how long it is.

@@ -71,6 +71,11 @@ pub fn router() -> Router<AppState> {
             get(images::show).patch(images::update).delete(images::delete),
         )
         .route("/v2/images/{id}/file", data)
+        .route(
+            "/v2/images/{id}/stage",
+            put(data::stage).layer(DefaultBodyLimit::disable()),
+        )
+        .route("/v2/images/{id}/import", post(data::import))
         .route("/v2/images/{id}/actions/deactivate", post(images::deactivate))
         .route("/v2/images/{id}/actions/reactivate", post(images::reactivate))
         .route(

@@ -33,8 +33,9 @@ pub(super) async fn list(State(state): State<AppState>) -> Response {
     Json(document(&state)).into_response()
 }
 
-/// Images come by upload alone.
+/// What was staged can be imported; the cloud fetches nothing by itself.
 pub(super) async fn import_methods(Auth(_): Auth) -> Answer {
-    let methods = json!({"description": "Import methods available.", "type": "array", "value": []});
+    let methods =
+        json!({"description": "Import methods available.", "type": "array", "value": ["glance-direct"]});
     Ok(Json(json!({"import-methods": methods})).into_response())
 }

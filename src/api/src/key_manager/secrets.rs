@@ -264,19 +264,20 @@ async fn payload(
     answer_payload(payload, &accepts(&headers))
 }
 
+/// The payload as the first type that the client takes. Both types are the same bytes; text has to be UTF-8.
 fn answer_payload(payload: Payload, kinds: &[String]) -> Answer {
-    let kind = if payload.content_type == TEXT { TEXT } else { BYTES };
-    let fits = |wanted: &String| {
-        wanted == "*/*"
-            || wanted == kind
-            || wanted
-                .strip_suffix("/*")
-                .is_some_and(|group| kind.starts_with(group))
-    };
-    if !kinds.iter().any(fits) {
-        let text = format!("Secret's payload is {kind}: ask for this.");
+    let stored = if payload.content_type == TEXT { TEXT } else { BYTES };
+    let is_text = std::str::from_utf8(&payload.bytes).is_ok();
+    let wanted = kinds.iter().find_map(|kind| match kind.as_str() {
+        "*/*" => Some(stored),
+        "text/*" | TEXT if is_text => Some(TEXT),
+        "application/*" | BYTES => Some(BYTES),
+        _ => None,
+    });
+    let Some(kind) = wanted else {
+        let text = format!("Secret's payload is {stored}: ask for this.");
         return Err(Fault::http(Service::KeyManager, StatusCode::NOT_ACCEPTABLE, text).into());
-    }
+    };
     let kind = if kind == TEXT {
         "text/plain; charset=utf-8"
     } else {

@@ -144,13 +144,11 @@ async fn a_secret_from_its_beginning_to_its_end() {
         );
         assert_eq!(payload.headers["cache-control"], "no-store");
     }
+    let octets = [("accept", "application/octet-stream")];
+    let same = api.with("GET", &format!("{path}/payload"), &octets, "").await;
+    assert_eq!(same.headers["content-type"], "application/octet-stream");
     let other = api
-        .with(
-            "GET",
-            &format!("{path}/payload"),
-            &[("accept", "application/octet-stream")],
-            "",
-        )
+        .with("GET", &format!("{path}/payload"), &[("accept", "image/png")], "")
         .await;
     assert_eq!(other.status, 406);
     let again = api
@@ -182,10 +180,14 @@ async fn bytes_come_in_two_steps() {
     assert_eq!(put("application/json", "{}").await, 415);
     assert_eq!(put("application/octet-stream", "***").await, 400);
     assert_eq!(put("application/octet-stream", "").await, 400);
-    assert_eq!(put("application/octet-stream", "AAEC\n").await, 204);
+    assert_eq!(put("application/octet-stream", "AAH/\n").await, 204);
     let accept = [("accept", "application/octet-stream")];
     let payload = api.with("GET", &format!("{path}/payload"), &accept, "").await;
-    assert_eq!(payload.bytes, [0, 1, 2]);
+    assert_eq!(payload.bytes, [0, 1, 255]);
+    let text = api
+        .with("GET", &format!("{path}/payload"), &[("accept", "text/plain")], "")
+        .await;
+    assert_eq!(text.status, 406, "it is no text");
 }
 
 #[tokio::test(flavor = "multi_thread")]

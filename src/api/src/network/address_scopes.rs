@@ -1,7 +1,7 @@
 //! Address scopes on the wire.
 
 use cloud::network::address_scopes::{self, AddressScope, Fields};
-use cloud::network::{Connection, Where};
+use cloud::network::{Connection, Meta, Where};
 use cloud::{Config, Context, Result};
 use serde_json::json;
 use uuid::Uuid;
@@ -24,6 +24,10 @@ impl Kind for AddressScopes {
         &[("id", "id"), ("name", "name"), ("project_id", "project_id")];
     type Row = AddressScope;
     type Fields = Fields;
+
+    fn meta(row: &Self::Row) -> &Meta {
+        &row.meta
+    }
 
     fn parse(body: &Attributes<'_>) -> Result<Fields> {
         let ip_version: Option<u8> = body.number("ip_version")?;

@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::routing::get;
 use cloud::network::default_rules::{self, DefaultRule, Fields};
-use cloud::network::{Connection, Where};
+use cloud::network::{Connection, Meta, Where};
 use cloud::{Config, Context, Error, Result};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -56,6 +56,10 @@ impl Kind for DefaultRules {
     const COLUMNS: &'static [(&'static str, &'static str)] = &[("id", "id"), ("direction", "direction")];
     type Row = DefaultRule;
     type Fields = Fields;
+
+    fn meta(row: &Self::Row) -> &Meta {
+        &row.meta
+    }
 
     fn parse(body: &Attributes<'_>) -> Result<Fields> {
         // What both kinds of rules share reads one way.

@@ -125,6 +125,11 @@ const EXTENSIONS: &[(&str, &str, &str)] = &[
         "Expose functions for quotas management per project",
     ),
     (
+        "revision-if-match",
+        "If-Match constraints based on revision_number",
+        "Extension indicating that If-Match based on revision_number is supported.",
+    ),
+    (
         "router",
         "Neutron L3 Router",
         "Router abstraction for basic L3 forwarding between L2 Neutron networks and access to external networks via a NAT gateway.",

@@ -1,7 +1,7 @@
 //! Floating IPs on the wire.
 
 use cloud::network::floating_ips::{self, Fields, FloatingIp};
-use cloud::network::{Connection, Where};
+use cloud::network::{Connection, Meta, Where};
 use cloud::{Config, Context, Result};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -57,6 +57,10 @@ impl Kind for FloatingIps {
     ];
     type Row = FloatingIp;
     type Fields = Fields;
+
+    fn meta(row: &Self::Row) -> &Meta {
+        &row.meta
+    }
 
     fn parse(body: &Attributes<'_>) -> Result<Fields> {
         Ok(Fields {

@@ -1,7 +1,7 @@
 //! Networks on the wire.
 
 use cloud::network::networks::{self, Fields, Network};
-use cloud::network::{Connection, Where, subnet_pools, subnets};
+use cloud::network::{Connection, Meta, Where, subnet_pools, subnets};
 use cloud::{Config, Context, Result};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -78,6 +78,10 @@ impl Kind for Networks {
         &[("id", "id"), ("name", "name"), ("project_id", "project_id")];
     type Row = Network;
     type Fields = Fields;
+
+    fn meta(row: &Self::Row) -> &Meta {
+        &row.meta
+    }
 
     fn parse(body: &Attributes<'_>) -> Result<Fields> {
         Ok(Fields {

@@ -1,7 +1,7 @@
 //! Ports on the wire.
 
 use cloud::network::ports::{self, AddressPair, DhcpOption, Fields, FixedIpRequest, PortRow};
-use cloud::network::{Connection, Where};
+use cloud::network::{Connection, Meta, Where};
 use cloud::{Config, Context, Result};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -98,6 +98,10 @@ impl Kind for Ports {
     ];
     type Row = PortRow;
     type Fields = Fields;
+
+    fn meta(row: &Self::Row) -> &Meta {
+        &row.meta
+    }
 
     fn parse(body: &Attributes<'_>) -> Result<Fields> {
         if let Some(kind) = body.text_or_null("binding:vnic_type", 64)?

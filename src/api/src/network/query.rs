@@ -145,10 +145,13 @@ impl Query {
                         .and_then(Value::as_str)
                         .map(str::to_owned)
                 };
-                if let Some(last) = id(views.last()).filter(|_| end < total) {
+                // As in Neutron, a full page may have another behind it, and only a short one is known to be the last.
+                let short = views.len() < limit;
+                let at = |view: Option<&View>| id(view).or_else(|| self.marker.clone());
+                if let Some(last) = at(views.last()).filter(|_| !short || self.reverse) {
                     links.push(json!({"rel": "next", "href": page(url, pairs, &last, false)}));
                 }
-                if let Some(first) = id(views.first()).filter(|_| start > 0) {
+                if let Some(first) = at(views.first()).filter(|_| !short || !self.reverse) {
                     links.push(json!({"rel": "previous", "href": page(url, pairs, &first, true)}));
                 }
             }
@@ -356,8 +359,15 @@ mod tests {
         assert_eq!(views.len(), 1);
         assert_eq!(
             links,
-            [json!({"rel": "previous", "href": "/n?limit=1&name=x&name=y&page_reverse=True&marker=c"})]
+            [
+                json!({"rel": "next", "href": "/n?limit=1&name=x&name=y&marker=c"}),
+                json!({"rel": "previous", "href": "/n?limit=1&name=x&name=y&page_reverse=True&marker=c"})
+            ]
         );
+        let pairs = Pairs::parse("limit=9");
+        let query = Query::read(&pairs, ATTRIBUTES, &[]).unwrap();
+        let (_, links) = query.apply(super::tests::views(), "/n", &pairs).unwrap();
+        assert!(links.iter().all(|link| link["rel"] != "next"), "{links:?}");
     }
 
     #[test]

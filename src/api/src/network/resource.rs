@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{OriginalUri, Path, State};
-use axum::http::StatusCode;
+use axum::extract::{FromRequestParts, OriginalUri, Path, State};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use cloud::error::Kind as ErrorKind;
@@ -47,6 +48,8 @@ pub(super) trait Kind: Send + Sync + 'static {
     type Fields: Send + Sync + 'static;
 
     fn parse(body: &Attributes<'_>) -> Result<Self::Fields>;
+    /// What every resource has.
+    fn meta(row: &Self::Row) -> &Meta;
     fn list(conn: &Connection, ctx: &Context, which: &Where) -> Result<Vec<Self::Row>>;
     fn get(conn: &Connection, ctx: &Context, id: Uuid) -> Result<Self::Row>;
     fn create(conn: &Connection, config: &Config, ctx: &Context, fields: &Self::Fields) -> Result<Self::Row>;
@@ -130,7 +133,8 @@ pub(super) async fn list<K: Kind>(
             .store
             .read(move |conn| K::view(conn, &cloud.config, &ctx, K::list(conn, &ctx, &which)?))
             .await?;
-        let (views, links) = query.apply(views, &url, &pairs)?;
+        let (mut views, links) = query.apply(views, &url, &pairs)?;
+        views.iter_mut().for_each(only_shown::<K>);
         let mut answer = View::new();
         answer.insert(K::MANY.into(), views.into_iter().map(Value::Object).collect());
         if !links.is_empty() {
@@ -168,7 +172,57 @@ pub(super) async fn show<K: Kind>(
 }
 
 fn one<K: Kind>(conn: &Connection, config: &Config, ctx: &Context, row: K::Row) -> Result<View> {
-    Ok(K::view(conn, config, ctx, vec![row])?.pop().unwrap_or_default())
+    let mut view = K::view(conn, config, ctx, vec![row])?.pop().unwrap_or_default();
+    only_shown::<K>(&mut view);
+    Ok(view)
+}
+
+/// What is there to filter by alone is not shown.
+fn only_shown<K: Kind>(view: &mut View) {
+    for filter in K::MORE_FILTERS
+        .iter()
+        .filter(|name| !K::ATTRIBUTES.contains(name))
+    {
+        view.remove(*filter);
+    }
+}
+
+/// The revision that a request wants to change, by its `If-Match: revision_number=N`.
+pub(super) struct Expected(Option<i64>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Expected {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Fault> {
+        let Some(value) = parts.headers.get(header::IF_MATCH) else {
+            return Ok(Expected(None));
+        };
+        let number = value
+            .to_str()
+            .ok()
+            .and_then(|text| text.trim().strip_prefix("revision_number="))
+            .and_then(|number| number.parse().ok());
+        match number {
+            Some(number) => Ok(Expected(Some(number))),
+            None => Err(Fault::new(
+                Service::Network,
+                Error::BadRequest("Invalid value for If-Match: use revision_number=N.".into()),
+            )),
+        }
+    }
+}
+
+impl Expected {
+    fn check(&self, current: i64) -> Result<()> {
+        match self.0 {
+            Some(expected) if expected != current => Err(Error::Named {
+                name: "RevisionNumberConstraintFailed",
+                kind: ErrorKind::PreconditionFailed,
+                message: format!("Constrained to {expected}, but current revision is {current}"),
+            }),
+            _ => Ok(()),
+        }
+    }
 }
 
 pub(super) async fn create<K: Kind>(
@@ -191,6 +245,7 @@ pub(super) async fn create<K: Kind>(
             K::view(conn, &cloud.config, &ctx, rows.collect::<Result<_>>()?)
         });
         let mut views = views.await?;
+        views.iter_mut().for_each(only_shown::<K>);
         Ok::<_, Error>(if bulk {
             json!({ K::MANY: views })
         } else {
@@ -228,7 +283,8 @@ fn resources<K: Kind>(body: &Value) -> Result<(Vec<&Map<String, Value>>, bool)> 
     }
     Ok((
         many.iter()
-            .map(|one| one.as_object().ok_or_else(malformed))
+            // Some clients wrap each one in its own name again.
+            .map(|one| one.get(K::ONE).unwrap_or(one).as_object().ok_or_else(malformed))
             .collect::<Result<_>>()?,
         true,
     ))
@@ -238,6 +294,7 @@ async fn update<K: Kind>(
     State(state): State<AppState>,
     Auth(ctx): Auth,
     Path(id): Path<String>,
+    expected: Expected,
     Json(body): Json<Value>,
 ) -> Result<Response, Fault> {
     let cloud = Arc::clone(&state.cloud);
@@ -252,6 +309,9 @@ async fn update<K: Kind>(
         let fields = K::parse(&Attributes::new(object, K::PUT, K::ATTRIBUTES, "PUT")?)?;
         let actor = ctx.user_id.clone();
         let view = state.cloud.store.write(&actor, move |conn| {
+            if expected.0.is_some() {
+                expected.check(K::meta(&K::get(conn, &ctx, id)?).revision)?;
+            }
             let row = K::update(conn, &cloud.config, &ctx, id, &fields)?;
             one::<K>(conn, &cloud.config, &ctx, row)
         });
@@ -264,6 +324,7 @@ pub(super) async fn delete<K: Kind>(
     State(state): State<AppState>,
     Auth(ctx): Auth,
     Path(id): Path<String>,
+    expected: Expected,
 ) -> Result<StatusCode, Fault> {
     let answer = async {
         let id = id_of::<K>(&id)?;
@@ -271,7 +332,12 @@ pub(super) async fn delete<K: Kind>(
         state
             .cloud
             .store
-            .write(&actor, move |conn| K::delete(conn, &ctx, id))
+            .write(&actor, move |conn| {
+                if expected.0.is_some() {
+                    expected.check(K::meta(&K::get(conn, &ctx, id)?).revision)?;
+                }
+                K::delete(conn, &ctx, id)
+            })
             .await
     };
     answer.await.for_service(Service::Network)?;

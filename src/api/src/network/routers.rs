@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::put;
 use cloud::network::routers::{self, Fields, GatewayRequest, Interface, InterfaceRequest};
 use cloud::network::subnets::HostRoute;
-use cloud::network::{Connection, Where};
+use cloud::network::{Connection, Meta, Where};
 use cloud::{Config, Context, Error, Result};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -72,6 +72,10 @@ impl Kind for Routers {
         &[("id", "id"), ("name", "name"), ("project_id", "project_id")];
     type Row = routers::Router;
     type Fields = Fields;
+
+    fn meta(row: &Self::Row) -> &Meta {
+        &row.meta
+    }
 
     fn parse(body: &Attributes<'_>) -> Result<Fields> {
         Ok(Fields {

@@ -5,7 +5,7 @@ use axum::extract::{OriginalUri, State};
 use axum::response::Response;
 use axum::routing::get;
 use cloud::network::security_groups::{self, Fields, SecurityGroup};
-use cloud::network::{Connection, Where};
+use cloud::network::{Connection, Meta, Where};
 use cloud::{Config, Context, Result};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -45,6 +45,10 @@ impl Kind for SecurityGroups {
         &[("id", "id"), ("name", "name"), ("project_id", "project_id")];
     type Row = SecurityGroup;
     type Fields = Fields;
+
+    fn meta(row: &Self::Row) -> &Meta {
+        &row.meta
+    }
 
     fn parse(body: &Attributes<'_>) -> Result<Fields> {
         Ok(Fields {
@@ -119,7 +123,13 @@ async fn list<K: Kind>(
     uri: OriginalUri,
     pairs: Pairs,
 ) -> Result<Response, Fault> {
-    if let Ok(project) = ctx.project() {
+    // An administrator that asks for another project's groups sees its default group as well.
+    let filter = pairs.get("project_id").or(pairs.get("tenant_id"));
+    let project = match filter {
+        Some(project) if ctx.is_admin() && !project.is_empty() && project.len() <= 64 => Ok(project),
+        _ => ctx.project(),
+    };
+    if let Ok(project) = project {
         let project = project.to_owned();
         ensure_default(&state, project)
             .await

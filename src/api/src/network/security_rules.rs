@@ -2,7 +2,7 @@
 
 use cloud::network::security_groups;
 use cloud::network::security_rules::{self, Direction, Ethertype, Fields, Rule, direction_name};
-use cloud::network::{Connection, Where};
+use cloud::network::{Connection, Meta, Where};
 use cloud::{Config, Context, Error, Result};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -61,6 +61,10 @@ impl Kind for SecurityRules {
     ];
     type Row = Rule;
     type Fields = Fields;
+
+    fn meta(row: &Self::Row) -> &Meta {
+        &row.meta
+    }
 
     fn parse(body: &Attributes<'_>) -> Result<Fields> {
         let direction = match body.text("direction", 16)?.as_deref() {

@@ -5,7 +5,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::put;
 use cloud::network::subnet_pools::{self, Fields, SubnetPool};
-use cloud::network::{Connection, IpNet, Where};
+use cloud::network::{Connection, IpNet, Meta, Where};
 use cloud::{Config, Context, Error, Result};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -65,7 +65,6 @@ impl Kind for SubnetPools {
         "default_prefixlen",
         "min_prefixlen",
         "max_prefixlen",
-        "shared",
         "is_default",
         "default_quota",
         "address_scope_id",
@@ -78,6 +77,10 @@ impl Kind for SubnetPools {
     ];
     type Row = SubnetPool;
     type Fields = Fields;
+
+    fn meta(row: &Self::Row) -> &Meta {
+        &row.meta
+    }
 
     fn parse(body: &Attributes<'_>) -> Result<Fields> {
         let quota = match body.raw("default_quota") {
@@ -128,11 +131,12 @@ impl Kind for SubnetPools {
             .iter()
             .map(|pool| {
                 let mut view = resource::common(&pool.meta);
+                // Neutron writes these lengths as texts, and clients read them so.
                 view.extend(resource::object(json!({
                     "prefixes": pool.prefixes,
-                    "default_prefixlen": pool.default_prefixlen,
-                    "min_prefixlen": pool.min_prefixlen,
-                    "max_prefixlen": pool.max_prefixlen,
+                    "default_prefixlen": pool.default_prefixlen.to_string(),
+                    "min_prefixlen": pool.min_prefixlen.to_string(),
+                    "max_prefixlen": pool.max_prefixlen.to_string(),
                     "ip_version": pool.ip_version(),
                     "shared": pool.shared,
                     "is_default": pool.is_default,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use cloud::network::subnets::{self, Fields, HostRoute, Ipv6Mode, Subnet};
-use cloud::network::{Connection, Pool, Where};
+use cloud::network::{Connection, Meta, Pool, Where};
 use cloud::{Config, Context, Result};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -39,7 +39,9 @@ impl Kind for Subnets {
         "ipv6_ra_mode",
         "ipv6_address_mode",
         "subnetpool_id",
+        "router:external",
     ];
+    const MORE_FILTERS: &'static [&'static str] = &["shared"];
     const POST: &'static [&'static str] = &[
         "name",
         "description",
@@ -77,6 +79,10 @@ impl Kind for Subnets {
     ];
     type Row = Subnet;
     type Fields = Fields;
+
+    fn meta(row: &Self::Row) -> &Meta {
+        &row.meta
+    }
 
     fn parse(body: &Attributes<'_>) -> Result<Fields> {
         let version: Option<u8> = body.number("ip_version")?;
@@ -140,7 +146,8 @@ impl Kind for Subnets {
         subnets::delete(conn, ctx, id)
     }
 
-    fn view(_: &Connection, _: &Config, _: &Context, rows: Vec<Subnet>) -> Result<Vec<View>> {
+    fn view(conn: &Connection, _: &Config, _: &Context, rows: Vec<Subnet>) -> Result<Vec<View>> {
+        let (shared, external) = subnets::on_open_networks(conn)?;
         Ok(rows
             .into_iter()
             .map(|subnet| {
@@ -157,6 +164,8 @@ impl Kind for Subnets {
                     "ipv6_ra_mode": subnet.ipv6_ra_mode.map(Ipv6Mode::name),
                     "ipv6_address_mode": subnet.ipv6_address_mode.map(Ipv6Mode::name),
                     "subnetpool_id": subnet.subnet_pool_id,
+                    "shared": shared.contains(&subnet.network_id),
+                    "router:external": external.contains(&subnet.network_id),
                 })));
                 view
             })

@@ -26,13 +26,25 @@ impl Api {
     }
 
     async fn send(&self, method: &str, path: &str, body: Body) -> (StatusCode, Value) {
-        let request = Request::builder()
+        self.send_if(method, path, body, None).await
+    }
+
+    async fn send_if(
+        &self,
+        method: &str,
+        path: &str,
+        body: Body,
+        if_match: Option<&str>,
+    ) -> (StatusCode, Value) {
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("/network{path}"))
             .header("x-auth-token", &self.token)
-            .header("content-type", "application/json")
-            .body(body)
-            .unwrap();
+            .header("content-type", "application/json");
+        if let Some(condition) = if_match {
+            request = request.header("if-match", condition);
+        }
+        let request = request.body(body).unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
@@ -113,12 +125,7 @@ async fn only_what_is_there_is_advertised() {
         let one = api.get(&format!("/v2.0/extensions/{alias}")).await;
         assert_eq!(&one["extension"], extension);
     }
-    for missing in [
-        "external-gateway-multihoming",
-        "qos",
-        "trunk",
-        "subnet_allocation",
-    ] {
+    for missing in ["external-gateway-multihoming", "qos", "trunk"] {
         let refused = api
             .refused("GET", &format!("/v2.0/extensions/{missing}"), json!({}))
             .await;
@@ -801,4 +808,31 @@ async fn pools_and_default_rules_on_the_wire() {
     assert_eq!(api.send("PUT", &one, "{}".into()).await.0, 405);
     api.delete(&one).await;
     assert_eq!(api.refused("GET", &one, json!({})).await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_may_depend_on_the_revision() {
+    let api = Api::new("member").await;
+    let path = format!("/v2.0/networks/{}", api.network("n").await);
+    let revision = api.get(&path).await["network"]["revision_number"]
+        .as_i64()
+        .unwrap();
+    let change = |number: String| {
+        let (api, path) = (&api, path.clone());
+        async move {
+            let body = json!({"network": {"name": "m"}}).to_string();
+            api.send_if("PUT", &path, body.into(), Some(&number)).await
+        }
+    };
+    let (status, body) = change(format!("revision_number={}", revision + 1)).await;
+    assert_eq!(status, 412);
+    assert_eq!(body["NeutronError"]["type"], "RevisionNumberConstraintFailed");
+    assert_eq!(change("soon".into()).await.0, 400);
+    assert_eq!(change(format!("revision_number={revision}")).await.0, 200);
+    let stale = format!("revision_number={revision}");
+    assert_eq!(
+        api.send_if("DELETE", &path, Body::empty(), Some(&stale)).await.0,
+        412
+    );
+    api.delete(&path).await;
 }

@@ -35,7 +35,7 @@ const WORKER: &str = "image";
 static UPLOADING: Semaphore = Semaphore::const_new(UPLOADS);
 static CONVERTING: Semaphore = Semaphore::const_new(CONVERSIONS);
 
-fn staged(cloud: &Cloud, id: Uuid) -> PathBuf {
+pub(super) fn staged(cloud: &Cloud, id: Uuid) -> PathBuf {
     cloud.config.staging_dir.join(format!("{id}.upload"))
 }
 
@@ -65,31 +65,48 @@ where
     S: Stream<Item = std::result::Result<Bytes, E>> + Send + Unpin,
     E: std::fmt::Display,
 {
-    ctx.require("images", "upload")?;
-    let limit = cloud.config.max_image_bytes;
-    if length.is_some_and(|length| length > limit) {
-        return Err(too_large(limit));
-    }
-    let permit = UPLOADING.try_acquire();
-    let permit =
-        permit.map_err(|_| Error::Unavailable("Too many uploads at once; try again in a moment.".into()))?;
-    // Tasks of their own: what has begun ends, also if the client goes away and this future is dropped. Then nobody
-    // takes the upload over, and it puts the image back.
-    let task = tokio::spawn(begin(cloud.clone(), ctx.clone(), id, permit));
-    let (mut upload, format) = task
-        .await
-        .map_err(|error| Error::Internal(format!("image upload: {error}")))??;
-    let received = match receive(&staged(cloud, id), limit, bytes).await {
+    let (mut upload, format) = open(cloud, ctx, id, length).await?;
+    let received = match receive(&staged(cloud, id), cloud.config.max_image_bytes, bytes).await {
+        // A client that has nothing to send leaves the image as it was: some send an empty file where there is none.
+        Ok(received) if received.size == 0 => {
+            upload.give_up().await;
+            return Ok(());
+        }
         Ok(received) => received,
         Err(error) => {
-            put_back(cloud, id).await;
-            upload.done = true;
+            upload.give_up().await;
             return Err(error);
         }
     };
     let task = tokio::spawn(upload.convert(format, received));
     task.await
         .map_err(|error| Error::Internal(format!("image conversion: {error}")))?
+}
+
+/// A place among the uploads, if there is one left.
+pub(super) fn permit() -> Result<SemaphorePermit<'static>> {
+    UPLOADING
+        .try_acquire()
+        .map_err(|_| Error::Unavailable("Too many uploads at once; try again in a moment.".into()))
+}
+
+/// Begins an upload.
+pub(super) async fn open(
+    cloud: &Arc<Cloud>,
+    ctx: &Context,
+    id: Uuid,
+    length: Option<u64>,
+) -> Result<(Upload, ImageFormat)> {
+    ctx.require("images", "upload")?;
+    let limit = cloud.config.max_image_bytes;
+    if length.is_some_and(|length| length > limit) {
+        return Err(too_large(limit));
+    }
+    // Tasks of their own: what has begun ends, also if the client goes away and this future is dropped. Then nobody
+    // takes the upload over, and it puts the image back.
+    let task = tokio::spawn(begin(cloud.clone(), ctx.clone(), id, permit()?));
+    task.await
+        .map_err(|error| Error::Internal(format!("image upload: {error}")))?
 }
 
 /// Puts an image into the hands of one upload.
@@ -120,25 +137,17 @@ async fn begin(
             Ok(format)
         })
         .await?;
-    Ok((
-        Upload {
-            cloud,
-            id,
-            done: false,
-            _permit: permit,
-        },
-        format,
-    ))
+    Ok((Upload::of(cloud, id, permit), format))
 }
 
 /// The bytes that arrived.
-struct Received {
-    size: u64,
-    md5: String,
-    sha512: String,
+pub(super) struct Received {
+    pub(super) size: u64,
+    pub(super) md5: String,
+    pub(super) sha512: String,
 }
 
-async fn receive<S, E>(path: &Path, limit: u64, mut bytes: S) -> Result<Received>
+pub(super) async fn receive<S, E>(path: &Path, limit: u64, mut bytes: S) -> Result<Received>
 where
     S: Stream<Item = std::result::Result<Bytes, E>> + Send + Unpin,
     E: std::fmt::Display,
@@ -205,22 +214,38 @@ pub(super) fn hex(bytes: &[u8]) -> String {
         })
 }
 
-fn set_status(conn: &rusqlite::Connection, id: Uuid, status: Status, now: i64) -> Result<()> {
+pub(super) fn set_status(conn: &rusqlite::Connection, id: Uuid, status: Status, now: i64) -> Result<()> {
     let sql = "UPDATE images SET status = ?2, updated_at = ?3 WHERE id = ?1";
     conn.execute(sql, params![id.to_string(), status.name(), now])?;
     Ok(())
 }
 
 /// An image between `queued` and `active`. Dropped before its end, it puts everything back.
-struct Upload {
+pub(super) struct Upload {
     cloud: Arc<Cloud>,
     id: Uuid,
-    done: bool,
+    pub(super) done: bool,
     _permit: SemaphorePermit<'static>,
 }
 
 impl Upload {
-    async fn convert(mut self, format: ImageFormat, received: Received) -> Result<()> {
+    /// One of an image that is this one's to convert.
+    pub(super) fn of(cloud: Arc<Cloud>, id: Uuid, permit: SemaphorePermit<'static>) -> Upload {
+        Upload {
+            cloud,
+            id,
+            done: false,
+            _permit: permit,
+        }
+    }
+
+    /// Puts everything back.
+    pub(super) async fn give_up(&mut self) {
+        put_back(&self.cloud, self.id).await;
+        self.done = true;
+    }
+
+    pub(super) async fn convert(mut self, format: ImageFormat, received: Received) -> Result<()> {
         let (cloud, id) = (self.cloud.clone(), self.id);
         let result = import(&cloud, id, format, &received).await;
         let result = match result {
@@ -325,13 +350,13 @@ async fn finish(
 }
 
 /// After a failed upload: `queued` again, or gone if it was deleted meanwhile.
-async fn put_back(cloud: &Cloud, id: Uuid) {
+pub(super) async fn put_back(cloud: &Cloud, id: Uuid) {
     let _ = tokio::fs::remove_file(staged(cloud, id)).await;
     let _ = tokio::fs::remove_file(original(cloud, id)).await;
     let now = now();
     let queued = cloud.store.write("image", move |conn| {
-        let sql = "UPDATE images SET status = 'queued', updated_at = ?2 WHERE id = ?1
-             AND status IN ('saving', 'importing')";
+        let sql = "UPDATE images SET status = 'queued', updated_at = ?2, size = NULL, checksum = NULL,
+             os_hash_value = NULL WHERE id = ?1 AND status IN ('saving', 'uploading', 'importing')";
         Ok::<_, Error>(conn.execute(sql, params![id.to_string(), now])? > 0)
     });
     let done = match queued.await {
@@ -356,6 +381,7 @@ pub(super) async fn purge(cloud: &Cloud, id: Uuid) -> Result<()> {
     }
     cloud.drivers.disks.delete_image(id).await?;
     let _ = tokio::fs::remove_file(original(cloud, id)).await;
+    let _ = tokio::fs::remove_file(staged(cloud, id)).await;
     cloud
         .store
         .write("image", move |conn| {
@@ -416,7 +442,8 @@ pub fn spawn(cloud: Arc<Cloud>) -> JoinHandle<()> {
     })
 }
 
-/// At the daemon's start, before it takes requests: uploads that the last one did not end are `queued` again.
+/// At the daemon's start, before it takes requests: uploads that the last one did not end are `queued` again. What was
+/// staged as a whole stays.
 ///
 /// # Errors
 /// If the store cannot be read or written, or bytes cannot be removed.
@@ -433,13 +460,14 @@ pub async fn recover(cloud: &Cloud) -> Result<()> {
         cloud.drivers.disks.delete_image(id).await?;
         put_back(cloud, id).await;
     }
+    let staged = super::staging::recover(cloud).await?;
     // What no row knows of.
     let mut files = match tokio::fs::read_dir(&cloud.config.staging_dir).await {
         Ok(files) => files,
         Err(_) => return Ok(()),
     };
     while let Ok(Some(file)) = files.next_entry().await {
-        if file.path().extension().is_some_and(|end| end == "upload") {
+        if file.path().extension().is_some_and(|end| end == "upload") && !staged.contains(&file.path()) {
             let _ = tokio::fs::remove_file(file.path()).await;
         }
     }

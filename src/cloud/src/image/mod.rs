@@ -1,7 +1,10 @@
 //! Images (Glance's rules).
 //!
 //! ```text
-//!            upload begins       all bytes are there        converted
+//!            stage                    import
+//!  queued ───────────▶ uploading ──────────────┐
+//!    │                                         ▼
+//!    │       upload begins       all bytes are there        converted
 //!  queued ─────────────────▶ saving ───────────────▶ importing ───────────▶ active ◀──▶ deactivated
 //!    ▲                          │                        │                    │
 //!    └──── it breaks off, is too large, is hostile ──────┘                    │ delete (from every state)
@@ -22,6 +25,7 @@ pub mod list;
 pub mod members;
 pub mod properties;
 pub mod snapshots;
+pub mod staging;
 pub mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,6 +73,8 @@ pub enum Status {
     Queued,
     /// They arrive.
     Saving,
+    /// They are there, and wait for the word to be converted.
+    Uploading,
     /// They are converted.
     Importing,
     /// Servers can be made from it.
@@ -80,9 +86,10 @@ pub enum Status {
 }
 
 impl Status {
-    const ALL: [(Status, &'static str); 6] = [
+    const ALL: [(Status, &'static str); 7] = [
         (Status::Queued, "queued"),
         (Status::Saving, "saving"),
+        (Status::Uploading, "uploading"),
         (Status::Importing, "importing"),
         (Status::Active, "active"),
         (Status::Deactivated, "deactivated"),

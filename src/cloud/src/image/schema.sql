@@ -4,7 +4,7 @@ CREATE TABLE images (
     -- The project.
     owner TEXT NOT NULL,
     name TEXT,
-    -- 'queued', 'saving', 'importing', 'active', 'deactivated', 'pending_delete'.
+    -- 'queued', 'saving', 'uploading', 'importing', 'active', 'deactivated', 'pending_delete'.
     status TEXT NOT NULL,
     -- 'public', 'private', 'shared', 'community'.
     visibility TEXT NOT NULL,

@@ -55,7 +55,12 @@ impl AddressScope {
 }
 
 fn check_rights(ctx: &Context, verb: &str, fields: &Fields) -> Result<()> {
-    if fields.shared == Some(true) && !ctx.is_admin() {
+    let asked = if verb == "create" {
+        fields.shared == Some(true)
+    } else {
+        fields.shared.is_some()
+    };
+    if asked && !ctx.is_admin() {
         return Err(disallowed(&format!("rule:{verb}_address_scope:shared")));
     }
     Ok(())

@@ -173,7 +173,7 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Defau
     let known = all(conn)?;
     let same = |other: &&DefaultRule| {
         other.in_group("", parent).equals(&rule.in_group("", parent))
-            && (other.in_default, other.in_custom) == (rule.in_default, rule.in_custom)
+            && ((other.in_default && rule.in_default) || (other.in_custom && rule.in_custom))
     };
     if let Some(other) = known.iter().find(same) {
         let message = format!(

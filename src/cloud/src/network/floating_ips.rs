@@ -306,6 +306,13 @@ pub fn update(conn: &Connection, ctx: &Context, id: Uuid, fields: &Fields) -> Re
     ctx.require("floatingips", "update")?;
     let old = get(conn, ctx, id)?;
     let mut new = old.clone();
+    // Neutron reads a change that says nothing at all as "of no port".
+    let nothing = fields.port_id.is_none() && fields.fixed_ip.is_none() && fields.description.is_none();
+    let detach = Fields {
+        port_id: Some(None),
+        ..Fields::default()
+    };
+    let fields = if nothing { &detach } else { fields };
     new.apply(fields);
     attach_as_asked(&mut new, conn, ctx, fields)?;
     if new == old {

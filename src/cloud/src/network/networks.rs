@@ -119,9 +119,9 @@ impl Network {
             }
         }
         if let Some(mtu) = fields.mtu.filter(|mtu| *mtu != 0) {
-            if mtu < 68 || mtu > config.mtu {
+            if mtu > config.mtu {
                 return Err(invalid(format_args!(
-                    "Requested MTU is not between 68 and {}",
+                    "Requested MTU is too big, maximum is {}",
                     config.mtu
                 )));
             }
@@ -142,6 +142,19 @@ impl Network {
         }
         Ok(())
     }
+}
+
+/// Every host must be able to get packets of this size whole (RFC 791, RFC 8200 §5).
+pub(crate) fn check_mtu(network: &Network, ip_version: u8) -> Result<()> {
+    let least = if ip_version == 4 { 68 } else { 1280 };
+    if network.mtu >= least {
+        return Ok(());
+    }
+    let message = format!(
+        "Unable to complete operation on network {}. Its MTU {} is less than IPv{ip_version} needs: {least}.",
+        network.meta.id, network.mtu
+    );
+    Err(conflict("NetworkMTUSubnetConflict", message))
 }
 
 /// What only an admin may say.
@@ -249,6 +262,11 @@ pub fn update(
     }
     if new.is_default && !old.is_default {
         check_only_default(conn, id)?;
+    }
+    if new.mtu < old.mtu {
+        for subnet in subnets::of_network(conn, id)? {
+            check_mtu(&new, subnet.ip_version())?;
+        }
     }
     new.meta.touch();
     new.save(conn)?;

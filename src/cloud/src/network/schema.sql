@@ -229,13 +229,13 @@ INSERT INTO default_security_group_rules
     (id, project_id, name, description, tags, revision, created_at, updated_at, direction, ethertype, remote,
      in_default, in_custom)
 VALUES
-    ('6d1f4c3a-c0a0-4b1c-9d9f-0f4b2f4c0101', '', '', 'Let everything out', '[]', 0,
+    ('6d1f4c3a-c0a0-4b1c-9d9f-0f4b2f4c0101', '', '', 'Legacy default SG rule for egress traffic', '[]', 0,
      '2026-11-20T00:00:00Z', '2026-11-20T00:00:00Z', 'egress', 'IPv4', NULL, 1, 1),
-    ('6d1f4c3a-c0a0-4b1c-9d9f-0f4b2f4c0102', '', '', 'Let everything out', '[]', 0,
+    ('6d1f4c3a-c0a0-4b1c-9d9f-0f4b2f4c0102', '', '', 'Legacy default SG rule for egress traffic', '[]', 0,
      '2026-11-20T00:00:00Z', '2026-11-20T00:00:00Z', 'egress', 'IPv6', NULL, 1, 1),
-    ('6d1f4c3a-c0a0-4b1c-9d9f-0f4b2f4c0103', '', '', 'Let members of the group in', '[]', 0,
+    ('6d1f4c3a-c0a0-4b1c-9d9f-0f4b2f4c0103', '', '', 'Legacy default SG rule for ingress traffic', '[]', 0,
      '2026-11-20T00:00:00Z', '2026-11-20T00:00:00Z', 'ingress', 'IPv4', 'PARENT', 1, 0),
-    ('6d1f4c3a-c0a0-4b1c-9d9f-0f4b2f4c0104', '', '', 'Let members of the group in', '[]', 0,
+    ('6d1f4c3a-c0a0-4b1c-9d9f-0f4b2f4c0104', '', '', 'Legacy default SG rule for ingress traffic', '[]', 0,
      '2026-11-20T00:00:00Z', '2026-11-20T00:00:00Z', 'ingress', 'IPv6', 'PARENT', 1, 0);
 
 CREATE TABLE network_quotas (

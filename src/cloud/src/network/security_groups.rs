@@ -98,6 +98,12 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Secur
     }
     check_stateful(fields)?;
     quotas::charge(conn, &project, quotas::Resource::SecurityGroup, 1)?;
+    let rules = default_rules::all(conn)?
+        .iter()
+        .filter(|rule| rule.in_custom)
+        .count();
+    let rules = i64::try_from(rules).unwrap_or(i64::MAX);
+    quotas::charge(conn, &project, quotas::Resource::SecurityGroupRule, rules)?;
     SecurityGroup::make(
         conn,
         &project,

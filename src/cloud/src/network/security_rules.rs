@@ -43,6 +43,8 @@ const PROTOCOLS: &[(&str, u8)] = &[
 const WITH_PORTS: [u8; 5] = [33, 132, 6, 17, 136];
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+/// Protocols that IPv4 does not have: extension headers, and ICMPv6.
+const V6_ONLY: [u8; 6] = [41, 43, 44, ICMPV6, 59, 60];
 
 pub use model::net::Direction;
 
@@ -209,7 +211,9 @@ impl Rule {
                 bad("SecurityGroupRuleInvalidProtocol", message)
             })?),
         };
-        if self.ethertype == Ethertype::V4 && (number == Some(ICMPV6) || protocol.starts_with("ipv6-")) {
+        if self.ethertype == Ethertype::V4
+            && (number.is_some_and(|number| V6_ONLY.contains(&number)) || protocol.starts_with("ipv6-"))
+        {
             let message = format!("Invalid ethertype IPv4 for protocol {protocol}.");
             return Err(bad("SecurityGroupEthertypeConflictWithProtocol", message));
         }
@@ -360,20 +364,25 @@ pub fn delete(conn: &Connection, ctx: &Context, id: Uuid) -> Result<()> {
     security_groups::bump(conn, rule.group_id)
 }
 
-/// The caller's rules.
-pub fn list(conn: &Connection, ctx: &Context, which: &Where) -> Result<Vec<Rule>> {
-    ctx.require("security_group_rules", "list")?;
-    rows::select(
-        conn,
-        TABLE,
-        Condition::visible(ctx, None)?.and(which.condition()),
-        Rule::read,
-    )
+/// The caller's rules, and all of its groups.
+fn visible(ctx: &Context) -> Result<Condition> {
+    if ctx.is_admin() {
+        return Ok(Condition::all());
+    }
+    let project = rows::text(ctx.project()?);
+    let sql = "(project_id=? OR group_id IN (SELECT id FROM security_groups WHERE project_id=?))";
+    Ok(Condition::new(sql, vec![project.clone(), project]))
 }
 
-/// One of the caller's rules.
+/// The rules that the caller sees.
+pub fn list(conn: &Connection, ctx: &Context, which: &Where) -> Result<Vec<Rule>> {
+    ctx.require("security_group_rules", "list")?;
+    rows::select(conn, TABLE, visible(ctx)?.and(which.condition()), Rule::read)
+}
+
+/// One of the rules that the caller sees.
 pub fn get(conn: &Connection, ctx: &Context, id: Uuid) -> Result<Rule> {
-    let seen = Condition::visible(ctx, None)?.and(Condition::equals("id", id));
+    let seen = visible(ctx)?.and(Condition::equals("id", id));
     rows::find(conn, TABLE, seen, Rule::read)?.ok_or_else(|| no_rule(id))
 }
 

@@ -176,13 +176,10 @@ impl SubnetPool {
             );
             Err(bad(name, message))
         };
-        let scope = match address_scopes::get(conn, ctx, id) {
-            Ok(scope) if ctx.is_admin() || scope.meta.project_id == self.meta.project_id || scope.shared => {
-                scope
-            }
-            _ => return illegal("IllegalSubnetPoolAssociationToAddressScope", ".".into()),
-        };
-        if self.shared && !scope.shared {
+        let scope = address_scopes::get(conn, ctx, id)?;
+        // A shared scope is for looking at: only its owner decides what is in it.
+        let own = ctx.is_admin() || scope.meta.project_id == ctx.project()?;
+        if !own || (self.shared && !scope.shared) {
             return illegal("IllegalSubnetPoolAssociationToAddressScope", ".".into());
         }
         if scope.ip_version != self.ip_version() {

@@ -1,5 +1,6 @@
 //! Subnets: address ranges of networks.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -321,6 +322,7 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Subne
         return Err(invalid(format_args!("Invalid CIDR {cidr} given as IP prefix")));
     }
     check_modes(fields, v4, cidr)?;
+    networks::check_mtu(&network, if v4 { 4 } else { 6 })?;
     for other in siblings {
         if ranges::overlap(other.cidr, cidr) {
             return Err(invalid(format_args!(
@@ -581,6 +583,19 @@ pub(crate) fn of_pool(conn: &Connection, pool: Uuid) -> Result<Vec<Subnet>> {
         Condition::equals("subnet_pool_id", pool),
         Subnet::read,
     )
+}
+
+/// The ids of networks that are shared, and of external ones.
+pub fn on_open_networks(conn: &Connection) -> Result<(HashSet<Uuid>, HashSet<Uuid>)> {
+    let ids = |sql: &str| -> Result<HashSet<Uuid>> {
+        let mut statement = conn.prepare_cached(sql)?;
+        let found = statement.query_map([], |row| rows::parsed(row, "id"))?;
+        Ok(found.collect::<rusqlite::Result<_>>()?)
+    };
+    Ok((
+        ids("SELECT id FROM networks WHERE shared=1")?,
+        ids("SELECT id FROM networks WHERE external=1")?,
+    ))
 }
 
 /// The ids of all subnets, by network.

@@ -109,7 +109,7 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<PortR
     let groups = fields.security_groups.as_deref();
     port.security_groups = match groups {
         Some(groups) => check_groups(conn, ctx, groups)?,
-        None if port.port_security_enabled && !port.fixed_ips.is_empty() => vec![default],
+        None if port.port_security_enabled => vec![default],
         None => Vec::new(),
     };
     check_security(&port)?;
@@ -199,13 +199,16 @@ fn check_groups(conn: &Connection, ctx: &Context, groups: &[Uuid]) -> Result<Vec
     let mut checked = groups.to_vec();
     checked.sort();
     checked.dedup();
+    if checked.len() < groups.len() {
+        return Err(invalid("Duplicate items in the list of security_groups"));
+    }
     for group in &checked {
         security_groups::get(conn, ctx, *group)?;
     }
     Ok(checked)
 }
 
-/// Security groups need port security and an address.
+/// Security groups need port security.
 fn check_security(port: &PortRow) -> Result<()> {
     if port.security_groups.is_empty() {
         return Ok(());
@@ -214,11 +217,6 @@ fn check_security(port: &PortRow) -> Result<()> {
         let message = "Port has security group associated. Cannot disable port security or IP address until security \
                        group is removed.";
         return Err(conflict("PortSecurityPortHasSecurityGroup", message));
-    }
-    if port.fixed_ips.is_empty() {
-        let message =
-            "Port security must be enabled and port must have an IP address in order to use security groups.";
-        return Err(bad("PortSecurityAndIPRequiredForSecurityGroups", message));
     }
     Ok(())
 }

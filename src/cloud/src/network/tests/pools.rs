@@ -259,7 +259,7 @@ fn pools_of_a_scope_share_one_plan() {
     );
     assert_eq!(
         refused(create(&member("b"), &within("10.2.0.0/16", &mine))),
-        "IllegalSubnetPoolAssociationToAddressScope"
+        "AddressScopeNotFound"
     );
     assert_eq!(
         refused(address_scopes::delete(&bench.conn, &ctx, mine.meta.id)),
@@ -274,7 +274,12 @@ fn pools_of_a_scope_share_one_plan() {
         "NetworkAddressScopeAffinityError"
     );
     let shared = scope(&bench, &admin(), 4, true);
-    create(&member("b"), &within("10.2.0.0/16", &shared)).unwrap();
+    assert_eq!(
+        refused(create(&member("b"), &within("10.2.0.0/16", &shared))),
+        "IllegalSubnetPoolAssociationToAddressScope",
+        "only its owner decides what is in it"
+    );
+    create(&admin(), &within("10.2.0.0/16", &shared)).unwrap();
     let unshare = address_scopes::Fields {
         shared: Some(false),
         ..Default::default()

@@ -1,0 +1,126 @@
+//! Import in two steps: the bytes are staged whole, and converted when the client says so.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::Stream;
+use rusqlite::params;
+use uuid::Uuid;
+
+use super::data::{self, Received, Upload};
+use super::{Status, find_own};
+use crate::identity::now;
+use crate::{Cloud, Context, Error, Result};
+
+/// Takes an image's bytes and keeps them until they are imported.
+///
+/// # Errors
+/// As [`data::upload`].
+pub async fn stage<S, E>(
+    cloud: &Arc<Cloud>,
+    ctx: &Context,
+    id: Uuid,
+    length: Option<u64>,
+    bytes: S,
+) -> Result<()>
+where
+    S: Stream<Item = std::result::Result<Bytes, E>> + Send + Unpin,
+    E: std::fmt::Display,
+{
+    let (mut upload, _) = data::open(cloud, ctx, id, length).await?;
+    let path = data::staged(cloud, id);
+    let staged = match data::receive(&path, cloud.config.max_image_bytes, bytes).await {
+        Ok(received) if received.size == 0 => Err(Error::BadRequest("The upload has no bytes.".into())),
+        Ok(received) => keep(cloud, id, received).await,
+        Err(error) => Err(error),
+    };
+    match staged {
+        Ok(()) => upload.done = true,
+        Err(error) => {
+            upload.give_up().await;
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+async fn keep(cloud: &Cloud, id: Uuid, received: Received) -> Result<()> {
+    let size = i64::try_from(received.size).map_err(|_| Error::Internal("an image's size".into()))?;
+    let now = now();
+    cloud
+        .store
+        .write("image", move |conn| {
+            let sql = "UPDATE images SET status = 'uploading', size = ?2, checksum = ?3, os_hash_value = ?4,
+                 updated_at = ?5 WHERE id = ?1 AND status = 'saving'";
+            let kept = conn.execute(
+                sql,
+                params![id.to_string(), size, received.md5, received.sha512, now],
+            )?;
+            if kept == 0 {
+                return Err(super::not_found(id));
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Begins to convert what was staged, and returns at once.
+///
+/// # Errors
+/// 404, 403, 409 unless the bytes are staged, 503 if there are too many uploads.
+pub async fn import(cloud: &Arc<Cloud>, ctx: &Context, id: Uuid) -> Result<()> {
+    ctx.require("images", "upload")?;
+    let permit = data::permit()?;
+    let (caller, now) = (ctx.clone(), now());
+    let (format, received) = cloud
+        .store
+        .write(&ctx.user_id, move |conn| {
+            let image = find_own(conn, &caller, id)?;
+            if image.status != Status::Uploading {
+                return Err(Error::Conflict(
+                    "Image needs to be staged before 'glance-direct' method can be used".into(),
+                ));
+            }
+            let broken = || Error::Internal(format!("image {id} was staged without its size or digests"));
+            let received = Received {
+                size: image.size.ok_or_else(broken)?,
+                md5: image.checksum.clone().ok_or_else(broken)?,
+                sha512: image.os_hash_value.clone().ok_or_else(broken)?,
+            };
+            let format = image.disk_format.ok_or_else(broken)?;
+            data::set_status(conn, id, Status::Importing, now)?;
+            Ok((format, received))
+        })
+        .await?;
+    let upload = Upload::of(cloud.clone(), id, permit);
+    tokio::spawn(async move {
+        if let Err(error) = upload.convert(format, received).await {
+            tracing::warn!(image = %id, %error, "a staged image could not be imported");
+        }
+    });
+    Ok(())
+}
+
+/// The files that are staged; images whose file is gone are `queued` again.
+pub(super) async fn recover(cloud: &Cloud) -> Result<HashSet<PathBuf>> {
+    let rows: Vec<String> = cloud
+        .store
+        .read(|conn| {
+            let mut sql = conn.prepare("SELECT id FROM images WHERE status = 'uploading'")?;
+            let rows = sql.query_map([], |row| row.get(0))?;
+            Ok::<_, Error>(rows.collect::<rusqlite::Result<_>>()?)
+        })
+        .await?;
+    let mut staged = HashSet::new();
+    for id in rows.iter().filter_map(|id| id.parse().ok()) {
+        let path = data::staged(cloud, id);
+        if tokio::fs::try_exists(&path).await.unwrap_or(false) {
+            staged.insert(path);
+        } else {
+            data::put_back(cloud, id).await;
+        }
+    }
+    Ok(staged)
+}
