@@ -19,6 +19,8 @@ pub enum Service {
     Network,
     /// Glance: an HTML page in the original; JSON `{"code", "title", "message"}` here.
     Image,
+    /// Placement: `{"errors": [{"status", "title", "detail", "code"}]}`.
+    Placement,
     /// Barbican: `{"code", "title", "description"}`.
     KeyManager,
     /// Cinder: as Nova.
@@ -32,6 +34,7 @@ impl Service {
             Some("compute") => Service::Compute,
             Some("network") => Service::Network,
             Some("image") => Service::Image,
+            Some("placement") => Service::Placement,
             Some("key-manager") => Service::KeyManager,
             Some("volume") => Service::Volume,
             _ => Service::Identity,
@@ -51,6 +54,7 @@ impl Service {
             Service::Compute => "compute",
             Service::Network => "network",
             Service::Image => "image",
+            Service::Placement => "placement",
             Service::KeyManager => "key-manager",
             Service::Volume => "volume",
         }
@@ -166,6 +170,12 @@ impl IntoResponse for Fault {
             Service::Network => {
                 json!({"NeutronError": {"type": self.neutron_type(), "message": message, "detail": ""}})
             }
+            Service::Placement => json!({"errors": [{
+                "status": code,
+                "title": title,
+                "detail": message,
+                "code": self.placement_code(),
+            }]}),
             Service::Image => json!({"code": format!("{code} {title}"), "title": title, "message": message}),
             Service::KeyManager => json!({"code": code, "title": title, "description": message}),
         };
@@ -188,6 +198,14 @@ impl IntoResponse for Fault {
 }
 
 impl Fault {
+    /// The code by which Placement's clients tell conflicts apart (1.23).
+    fn placement_code(&self) -> &'static str {
+        match &self.cause {
+            Cause::Rule(Error::Named { name, .. }) if name.starts_with("placement.") => name,
+            _ => "placement.undefined_code",
+        }
+    }
+
     fn neutron_type(&self) -> String {
         match &self.cause {
             Cause::Rule(Error::Named { name, .. }) => (*name).into(),

@@ -14,6 +14,7 @@ pub mod identity;
 pub mod image;
 pub mod key_manager;
 pub mod network;
+pub mod placement;
 pub mod volume;
 
 use std::sync::Arc;
@@ -52,6 +53,7 @@ pub fn router(state: AppState) -> Router {
         .nest("/image", image::router())
         .nest("/compute", compute::router())
         .nest("/network", network::router())
+        .nest("/placement", placement::router())
         .nest("/key-manager", key_manager::router())
         .nest("/volume", volume::router())
         .with_state(state.clone());

@@ -6,8 +6,8 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::IntoResponse;
 use cloud::Error;
 use cloud::compute::actions::{Action, act as carry_out};
-use cloud::compute::change::{NewImage, Rebuild};
-use cloud::compute::servers;
+use cloud::compute::change::{Backup, NewImage, Rebuild};
+use cloud::compute::{groups, servers};
 use serde_json::{Value, json};
 
 use super::check::{Object, metadata_of, name_of, uuid_of};
@@ -37,7 +37,6 @@ enum Request {
 /// Nova's actions that need what is not here: another node, an agent in the guest, a screen.
 const ABSENT: &[(&str, &str)] = &[
     ("changePassword", "it needs an agent in the guest"),
-    ("createBackup", "make images with createImage, or backups of volumes"),
     ("injectNetworkInfo", "guests ask for their addresses"),
     ("os-getRDPConsole", "there are no consoles to look at"),
     ("os-getSPICEConsole", "there are no consoles to look at"),
@@ -45,7 +44,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("os-getVNCConsole", "there are no consoles to look at"),
     ("os-resetNetwork", "guests ask for their addresses"),
     ("resetNetwork", "guests ask for their addresses"),
-    ("restore", "deleted servers are not kept"),
     ("resume", "servers are paused, not suspended"),
     ("suspend", "pause the server instead"),
     ("trigger_crash_dump", "it needs a device that machines here do not have"),
@@ -154,6 +152,7 @@ fn parse(body: &Value, version: Microversion) -> Result<Request, Error> {
                     Some(value) => metadata_of("createImage.metadata", value)?,
                     None => Default::default(),
                 },
+                backup: None,
             })));
         }
         "rescue" => {
@@ -167,6 +166,29 @@ fn parse(body: &Value, version: Microversion) -> Result<Request, Error> {
                 Some(value) => Some(uuid_of("rescue.rescue_image_ref", value)?),
             };
             return Ok(Request::Rescue(image, admin_pass(&rescue)?));
+        }
+        "restore" => Action::Restore,
+        "createBackup" => {
+            let backup = inner()?;
+            backup.allow(&["name", "backup_type", "rotation", "metadata"])?;
+            for key in ["name", "backup_type", "rotation"] {
+                backup.required(key)?;
+            }
+            return Ok(Request::Image(Box::new(NewImage {
+                id: uuid::Uuid::new_v4(),
+                name: backup.name("name")?.unwrap_or_default(),
+                metadata: match backup.get("metadata") {
+                    Some(value) => metadata_of("createBackup.metadata", value)?,
+                    None => Default::default(),
+                },
+                backup: Some(Backup {
+                    kind: backup.string("backup_type", 0, 255)?.unwrap_or_default().to_owned(),
+                    rotation: backup
+                        .integer("rotation", 0, i64::from(i32::MAX))?
+                        .and_then(|n| usize::try_from(n).ok())
+                        .unwrap_or(0),
+                }),
+            })));
         }
         "unrescue" => Action::Unrescue,
         "shelve" => Action::Shelve,
@@ -308,7 +330,8 @@ pub(super) async fn act(
             carry_out(&app.cloud, &ctx, &id, Action::Rebuild(rebuild)).await?;
             let details = servers::show(&app.cloud, &ctx, &id).await?;
             let links = Links::new(&app);
-            let mut view = super::servers::changed_view(&links, version, &ctx, &details);
+            let groups = groups::of_server(&app.cloud, details.server.server_group).await?;
+            let mut view = super::servers::changed_view(&links, version, &ctx, &details, groups);
             view["adminPass"] = json!(password);
             if version >= Microversion::REBUILD_KEY {
                 view["key_name"] = json!(details.server.key.as_ref().map(|key| &key.name));

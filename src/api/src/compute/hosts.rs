@@ -4,7 +4,8 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use cloud::Error;
 use cloud::compute::hosts::{self, Hypervisor};
-use cloud::compute::now;
+use cloud::compute::migrations::{self, Filter, Migration};
+use cloud::compute::{Micros, now};
 use serde_json::{Map, Value, json};
 
 use super::microversion::Microversion;
@@ -15,7 +16,7 @@ use crate::body::Pairs;
 use crate::fault::{Fault, Service};
 
 pub(super) async fn zones(State(app): State<AppState>, Auth(ctx): Auth) -> Answer {
-    let zones = hosts::zones(&app.cloud, &ctx, false)?;
+    let zones = hosts::zones(&app.cloud, &ctx, false).await?;
     let list: Vec<Value> = zones
         .iter()
         .map(|zone| json!({"zoneName": zone, "zoneState": {"available": true}, "hosts": null}))
@@ -24,9 +25,9 @@ pub(super) async fn zones(State(app): State<AppState>, Auth(ctx): Auth) -> Answe
 }
 
 pub(super) async fn zones_detail(State(app): State<AppState>, Auth(ctx): Auth) -> Answer {
-    hosts::zones(&app.cloud, &ctx, true)?;
+    hosts::zones(&app.cloud, &ctx, true).await?;
     let mut zones: Map<String, Value> = Map::new();
-    for service in hosts::services(&app.cloud, &ctx)? {
+    for service in hosts::services(&app.cloud, &ctx).await? {
         let zone = zones.entry(service.zone).or_insert_with(|| json!({}));
         zone[service.host][service.binary] =
             json!({"available": true, "active": true, "updated_at": now().naive()});
@@ -263,7 +264,7 @@ pub(super) async fn services(
     pairs: Pairs,
 ) -> Answer {
     known_queries(version, &pairs, &["host", "binary"])?;
-    let all = hosts::services(&app.cloud, &ctx)?;
+    let all = hosts::services(&app.cloud, &ctx).await?;
     let views: Vec<Value> = all
         .iter()
         .enumerate()
@@ -289,14 +290,85 @@ pub(super) async fn services(
     ok(json!({"services": views}))
 }
 
-/// Nodes are not grouped by hand: there are no aggregates, and the CLI asks for them.
-pub(super) async fn aggregates(Auth(ctx): Auth) -> Answer {
-    ctx.require("hypervisors", "list")?;
-    ok(json!({"aggregates": []}))
+/// Servers stay on their node; their resizes are what Nova shows here, too.
+pub(super) async fn migrations(
+    State(app): State<AppState>,
+    Auth(ctx): Auth,
+    version: Microversion,
+    pairs: Pairs,
+) -> Answer {
+    let text = |key: &str| pairs.get(key).map(str::to_owned);
+    let mut filter = Filter {
+        host: text("host").or_else(|| text("source_compute")),
+        status: text("status"),
+        ..Filter::default()
+    };
+    if let Some(id) = pairs.get("instance_uuid") {
+        let Ok(id) = id.parse() else {
+            return ok(json!({"migrations": []}));
+        };
+        filter.server = Some(id);
+    }
+    let paged = version >= Microversion::MIGRATION_PAGES;
+    let time = |key: &str| match pairs.get(key) {
+        None => Ok(None),
+        Some(text) => Micros::parse(text)
+            .map(Some)
+            .ok_or_else(|| Error::BadRequest(format!("Invalid input for query parameters {key}: not a 'date-time'"))),
+    };
+    if paged {
+        filter.changes_since = time("changes-since")?;
+        if version >= Microversion::CHANGES_BEFORE {
+            filter.changes_before = time("changes-before")?;
+        }
+    }
+    if version >= Microversion::MIGRATION_OWNERS {
+        filter.project_id = text("project_id");
+        filter.user_id = text("user_id");
+    }
+    let mut found = migrations::list(&app.cloud, &ctx, filter).await?;
+    if pairs.get("migration_type").is_some_and(|kind| kind != "resize") {
+        found.clear();
+    }
+    let mut next = None;
+    if paged {
+        let page = crate::page::Page::of(&pairs, super::MAX_LIMIT)?;
+        (found, next) = page.cut(found, |migration: &Migration| migration.id.to_string())?;
+    }
+    let views: Vec<Value> = found.iter().map(|m| migration_view(version, m)).collect();
+    let mut body = json!({"migrations": views});
+    if paged {
+        let links = super::views::Links::new(&app);
+        links.next(&mut body, "migrations_links", "os-migrations", &pairs, next.as_deref());
+    }
+    ok(body)
 }
 
-/// Servers stay where they are: there are no migrations.
-pub(super) async fn migrations(Auth(ctx): Auth) -> Answer {
-    ctx.require("hypervisors", "list")?;
-    ok(json!({"migrations": []}))
+fn migration_view(version: Microversion, migration: &Migration) -> Value {
+    let mut view = json!({
+        "id": migration.number,
+        "instance_uuid": migration.server,
+        "status": migration.status,
+        "source_node": migration.host,
+        "source_compute": migration.host,
+        "dest_node": migration.host,
+        "dest_compute": migration.host,
+        "dest_host": "127.0.0.1",
+        // Numbers of flavors, which have none here.
+        "old_instance_type_id": null,
+        "new_instance_type_id": null,
+        "created_at": migration.created_at.naive(),
+        "updated_at": migration.updated_at.naive(),
+    });
+    if version >= Microversion::SERVER_MIGRATIONS {
+        view["migration_type"] = json!("resize");
+    }
+    if version >= Microversion::MIGRATION_PAGES {
+        view["uuid"] = json!(migration.id);
+    }
+    if version >= Microversion::MIGRATION_OWNERS {
+        view["user_id"] = json!(migration.user_id);
+        view["project_id"] = json!(migration.project_id);
+    }
+    view
 }

@@ -278,7 +278,8 @@ fn scope(filter: &mut Filter, ctx: &Context, pairs: &Pairs) -> Result<(), Error>
         // Present without a value means yes.
         Some("") => true,
         Some(_) => pairs.flag("all_tenants")?.unwrap_or(false),
-        None => project.is_some(),
+        // Naming a project alone does not widen the view beyond one's own.
+        None => false,
     };
     if filter.all_projects {
         if !ctx.is_admin() {

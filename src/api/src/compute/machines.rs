@@ -69,6 +69,17 @@ pub(super) async fn password(State(app): State<AppState>, Auth(ctx): Auth, Path(
     ok(json!({"password": ""}))
 }
 
+/// There is none to forget.
+pub(super) async fn forget_password(
+    State(app): State<AppState>,
+    Auth(ctx): Auth,
+    Path(id): Path<String>,
+) -> Answer {
+    ctx.require("servers", "action")?;
+    servers::show(&app.cloud, &ctx, &id).await?;
+    super::empty(StatusCode::NO_CONTENT)
+}
+
 /// Consoles to look at are not served: what a server writes to its serial one is read by `os-getConsoleOutput`.
 pub(super) async fn remote_console(
     State(app): State<AppState>,

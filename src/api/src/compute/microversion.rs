@@ -80,6 +80,8 @@ changes! {
     NO_IMAGE_META = 39;
     /// Lists of usage have pages.
     USAGE_PAGES = 40;
+    /// Aggregates have UUIDs.
+    AGGREGATE_UUIDS = 41;
     /// Networks and disks of a new server take a tag.
     DEVICE_TAGS = 42;
     /// `createImage` and `createBackup` answer with the image's id.
@@ -106,6 +108,8 @@ changes! {
     NO_PERSONALITY = 57;
     /// Lists of actions have pages and `updated_at`.
     ACTION_PAGES = 58;
+    /// Lists of migrations have pages.
+    MIGRATION_PAGES = 59;
     /// Volumes that several servers have are attached.
     MULTIATTACH = 60;
     /// Flavors show their extra specs.
@@ -138,6 +142,8 @@ changes! {
     DELETE_ON_TERMINATION = 79;
     /// Lists of migrations show users and projects.
     MIGRATION_OWNERS = 80;
+    /// Aggregates' images are cached beforehand.
+    CACHE_IMAGES = 81;
     /// Everyone may filter servers by more.
     MORE_FILTERS = 83;
     /// Events show details.

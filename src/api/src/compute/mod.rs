@@ -1,6 +1,7 @@
 //! Nova's API, 2.1 to 2.96.
 
 mod actions;
+mod aggregates;
 pub(crate) mod check;
 mod create;
 mod devices;
@@ -105,7 +106,7 @@ fn marker(pairs: &Pairs) -> Option<String> {
 /// Routes below `/compute`.
 pub fn router() -> Router<AppState> {
     let v21 = Router::new()
-        .route("/images", get(images::index))
+        .route("/images", get(images::index).delete(security::delete_none))
         .route("/images/detail", get(images::detail))
         .route("/images/{id}", get(images::show).delete(images::delete))
         .route(
@@ -204,7 +205,10 @@ pub fn router() -> Router<AppState> {
         .route("/servers/{id}/topology", get(machines::topology))
         .route("/servers/{id}/migrations", get(machines::migrations))
         .route("/servers/{id}/migrations/{migration}", get(machines::migration))
-        .route("/servers/{id}/os-server-password", get(machines::password))
+        .route(
+            "/servers/{id}/os-server-password",
+            get(machines::password).delete(machines::forget_password),
+        )
         .route(
             "/servers/{id}/remote-consoles",
             post(machines::remote_console),
@@ -239,7 +243,22 @@ pub fn router() -> Router<AppState> {
         .route("/os-hypervisors/{pattern}/search", get(hosts::search))
         .route("/os-hypervisors/{pattern}/servers", get(hosts::search_servers))
         .route("/os-services", get(hosts::services))
-        .route("/os-aggregates", get(hosts::aggregates))
+        .route(
+            "/os-aggregates",
+            get(aggregates::index).post(aggregates::create),
+        )
+        .route(
+            "/os-aggregates/{id}",
+            get(aggregates::show)
+                .put(aggregates::update)
+                .delete(aggregates::delete),
+        )
+        .route("/os-aggregates/{id}/action", post(aggregates::act))
+        .route("/os-aggregates/{id}/images", post(aggregates::cache))
+        .route(
+            "/os-quota-class-sets/{name}",
+            get(quotas::class).put(quotas::update_class),
+        )
         .route("/os-migrations", get(hosts::migrations))
         .route("/limits", get(quotas::limits))
         .route(

@@ -135,29 +135,59 @@ pub(super) async fn detail(
     ok(set_view(version, Some(&project), &quotas, value))
 }
 
-pub(super) async fn defaults(Auth(ctx): Auth, version: Microversion, Path(project): Path<String>) -> Answer {
-    ctx.require("quota_sets", "defaults")?;
-    let quotas = Resource::ALL
-        .into_iter()
-        .map(|r| {
-            (
-                r,
-                Quota {
-                    limit: r.default_limit(),
-                    in_use: 0,
-                },
-            )
-        })
-        .collect();
+pub(super) async fn defaults(
+    State(app): State<AppState>,
+    Auth(ctx): Auth,
+    version: Microversion,
+    Path(project): Path<String>,
+) -> Answer {
+    let quotas = quotas::defaults(&app.cloud, &ctx).await?;
     ok(set_view(version, Some(&project), &quotas, plain))
 }
 
-fn parse(body: &Value, version: Microversion) -> Result<(BTreeMap<Resource, i64>, bool), Error> {
-    let set = Object::only(body, "quota_set")?;
+/// A quota class as this version shows it.
+fn class_view(version: Microversion, name: Option<&str>, quotas: &BTreeMap<Resource, Quota>) -> Value {
+    let mut view = set_view(version, name, quotas, plain);
+    if let (Some(set), true) = (view["quota_set"].as_object_mut(), version < Microversion::QUOTA_CLASSES) {
+        set.remove("server_groups");
+        set.remove("server_group_members");
+    }
+    json!({"quota_class_set": view["quota_set"].take()})
+}
+
+pub(super) async fn class(
+    State(app): State<AppState>,
+    Auth(ctx): Auth,
+    version: Microversion,
+    Path(name): Path<String>,
+) -> Answer {
+    let quotas = quotas::class(&app.cloud, &ctx, &name).await?;
+    ok(class_view(version, Some(&name), &quotas))
+}
+
+pub(super) async fn update_class(
+    State(app): State<AppState>,
+    Auth(ctx): Auth,
+    version: Microversion,
+    Path(name): Path<String>,
+    Json(body): Json<Value>,
+) -> Answer {
+    ctx.require("quota_class_sets", "update")?;
+    let (limits, _) = parse(&body, version, "quota_class_set")?;
+    let quotas = quotas::update_class(&app.cloud, &ctx, &name, limits).await?;
+    ok(class_view(version, None, &quotas))
+}
+
+fn parse(
+    body: &Value,
+    version: Microversion,
+    name: &'static str,
+) -> Result<(BTreeMap<Resource, i64>, bool), Error> {
+    let set = Object::only(body, name)?;
     let mut limits = BTreeMap::new();
     let mut force = false;
     for (key, value) in body
-        .get("quota_set")
+        .get(name)
         .and_then(Value::as_object)
         .into_iter()
         .flatten()
@@ -188,7 +218,7 @@ pub(super) async fn update(
     Json(body): Json<Value>,
 ) -> Answer {
     ctx.require("quota_sets", "update")?;
-    let (limits, force) = parse(&body, version)?;
+    let (limits, force) = parse(&body, version, "quota_set")?;
     let quotas = quotas::update(&app.cloud, &ctx, &project, limits, force).await?;
     ok(set_view(version, None, &quotas, plain))
 }

@@ -110,9 +110,7 @@ fn rule(body: &Value) -> Result<NewRule, Error> {
         "group_id",
     ])?;
     let parent = rule.required("parent_group_id")?;
-    // A group that cannot be is one that is not there.
-    let text = parent.as_str().unwrap_or_default();
-    let group = text.parse().map_err(|_| Error::not_found("Security group", text))?;
+    let group = uuid_of(&rule.path("parent_group_id"), parent)?;
     let protocol = match rule.get("ip_protocol").filter(|v| !v.is_null()) {
         None => None,
         Some(value) => {

@@ -151,8 +151,9 @@ pub(super) fn changed_view(
     version: Microversion,
     ctx: &Context,
     details: &Details,
+    groups: Vec<uuid::Uuid>,
 ) -> Value {
-    let mut view = server_view(links, version, ctx, details, None);
+    let mut view = server_view(links, version, ctx, details, Some(groups));
     if version < Microversion::STRICT_QUERIES
         && let Some(fields) = view.as_object_mut()
     {
@@ -163,7 +164,7 @@ pub(super) fn changed_view(
         fields.retain(|key, _| {
             let extended = key.contains(':') && key != "OS-DCF:diskConfig";
             !extended
-                && !["config_drive", "key_name", "security_groups", "host_status"].contains(&key.as_str())
+                && !["config_drive", "key_name", "security_groups", "server_groups", "host_status"].contains(&key.as_str())
         });
     }
     view
@@ -177,7 +178,8 @@ pub(super) async fn update(
     Json(body): Json<Value>,
 ) -> Answer {
     let details = servers::update(&app.cloud, &ctx, &id, parse_update(&body, version)?).await?;
-    let view = changed_view(&Links::new(&app), version, &ctx, &details);
+    let groups = groups::of_server(&app.cloud, details.server.server_group).await?;
+    let view = changed_view(&Links::new(&app), version, &ctx, &details, groups);
     ok(json!({"server": view}))
 }
 

@@ -65,6 +65,8 @@ pub enum Action {
     ShelveOffload,
     /// Bring it back.
     Unshelve,
+    /// Bring back one that was deleted: none is kept, so none is in the state for it.
+    Restore,
     /// Add a security group to all its ports.
     AddSecurityGroup(String),
     /// Remove one from all its ports.
@@ -95,6 +97,7 @@ impl Action {
             Action::Shelve => "shelve",
             Action::ShelveOffload => "shelveOffload",
             Action::Unshelve => "unshelve",
+            Action::Restore => "restore",
             Action::AddSecurityGroup(_) => "addSecurityGroup",
             Action::RemoveSecurityGroup(_) => "removeSecurityGroup",
             Action::Delete => "delete",
@@ -119,7 +122,7 @@ impl Action {
             Action::Unrescue => vm == Rescued,
             Action::CreateImage(_) | Action::Shelve => matches!(vm, Active | Stopped | Paused),
             // Nothing is shelved and on a node here.
-            Action::ShelveOffload => false,
+            Action::ShelveOffload | Action::Restore => false,
             Action::Unshelve => vm == ShelvedOffloaded,
             Action::AddSecurityGroup(_) | Action::RemoveSecurityGroup(_) => vm != Building,
             Action::Lock { .. } | Action::Unlock | Action::ResetState { .. } | Action::Delete => true,
@@ -156,6 +159,7 @@ impl Action {
             | Action::CreateImage(_)
             | Action::Shelve
             | Action::ShelveOffload
+            | Action::Restore
             | Action::Unshelve => false,
             Action::Lock { .. }
             | Action::Unlock
@@ -300,7 +304,7 @@ fn apply(conn: &Connection, ctx: &Context, mut server: Server, action: &Action, 
         Action::Unrescue => change::unrescue(conn, ctx, &mut server)?,
         Action::CreateImage(new) => change::create_image(conn, ctx, &mut server, new)?,
         Action::Shelve => change::shelve(conn, ctx, &mut server, fresh)?,
-        Action::ShelveOffload => {}
+        Action::ShelveOffload | Action::Restore => {}
         Action::Unshelve => change::unshelve(conn, ctx, &mut server)?,
         Action::AddSecurityGroup(name) => {
             ports::change_security_group(conn, ctx, server.id, name, true)?;

@@ -48,6 +48,17 @@ pub struct NewImage {
     pub name: String,
     /// Its properties.
     pub metadata: BTreeMap<String, String>,
+    /// It is one of a series of backups.
+    pub backup: Option<Backup>,
+}
+
+/// A series of images, of which only the latest are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    /// The series, such as `daily`.
+    pub kind: String,
+    /// How many are kept.
+    pub rotation: usize,
 }
 
 /// Sets what is to be done next.
@@ -102,6 +113,7 @@ pub(super) fn resize(
     if !scheduler::reclaim(conn, server)? {
         return Err(Error::BadRequest(scheduler::NO_VALID_HOST.into()));
     }
+    super::migrations::begin(conn, ctx, server)?;
     let wanted = server.wanted;
     ask(
         conn,
@@ -149,6 +161,7 @@ pub(super) fn confirm(conn: &Connection, ctx: &Context, server: &mut Server) -> 
     } else {
         Wanted::Stopped
     };
+    super::migrations::advance(conn, server, "confirming")?;
     ask(
         conn,
         ctx,
@@ -166,6 +179,7 @@ pub(super) fn revert(conn: &Connection, ctx: &Context, server: &mut Server) -> R
     } else {
         Wanted::Stopped
     };
+    super::migrations::advance(conn, server, "reverting")?;
     ask(
         conn,
         ctx,
@@ -376,6 +390,20 @@ pub(super) fn create_image(conn: &Connection, ctx: &Context, server: &mut Server
     check_metadata_count(conn, &server.project_id, new.metadata.len())?;
     let (mut properties, reserve) = properties(conn, ctx, server)?;
     properties.extend(new.metadata.clone());
+    if let Some(backup) = &new.backup {
+        if server.volume_backed {
+            return Err(Error::BadRequest(
+                "Backup is not supported for volume-backed instances.".into(),
+            ));
+        }
+        properties.insert("image_type".into(), "backup".into());
+        properties.insert("backup_type".into(), backup.kind.clone());
+        rotate(conn, server, backup)?;
+        if backup.rotation == 0 {
+            // None is kept, so none is made.
+            return record(conn, ctx, server, ("createBackup", "api_backup_instance"), true);
+        }
+    }
     if server.volume_backed {
         let mappings = volumes::snapshot_all(conn, ctx, server, &new.name)?;
         properties.insert("bdm_v2".into(), "True".into());
@@ -413,14 +441,30 @@ pub(super) fn create_image(conn: &Connection, ctx: &Context, server: &mut Server
     )?;
     server.snapshot = Some(new.id);
     let wanted = server.wanted;
-    ask(
-        conn,
-        ctx,
-        server,
-        wanted,
-        Task::ImageSnapshot,
-        ("createImage", "compute_snapshot_instance"),
-    )
+    let name = match new.backup {
+        Some(_) => ("createBackup", "compute_backup_instance"),
+        None => ("createImage", "compute_snapshot_instance"),
+    };
+    ask(conn, ctx, server, wanted, Task::ImageSnapshot, name)
+}
+
+/// Removes the oldest backups of a series, so that with a new one no more are left than are kept.
+fn rotate(conn: &Connection, server: &Server, backup: &Backup) -> Result<()> {
+    let mut query = conn.prepare_cached(
+        "SELECT id FROM images WHERE owner = ?1 AND status <> 'pending_delete' AND protected = 0 \
+         AND json_extract(properties, '$.instance_uuid') = ?2 AND json_extract(properties, '$.image_type') = 'backup' \
+         AND json_extract(properties, '$.backup_type') = ?3 ORDER BY created_at DESC, id DESC",
+    )?;
+    let old: Vec<Uuid> = query
+        .query_map(
+            params![server.project_id, server.id.to_string(), backup.kind],
+            |row| super::servers::uuid(row, 0),
+        )?
+        .collect::<rusqlite::Result<_>>()?;
+    for image in old.into_iter().skip(backup.rotation.saturating_sub(1)) {
+        snapshots::discard(conn, image)?;
+    }
+    Ok(())
 }
 
 /// The server is kept as an image, and its node is free of it.

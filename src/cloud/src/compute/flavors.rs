@@ -20,9 +20,9 @@ pub struct Flavor {
     pub ram: u64,
     /// Root disk in GiB; 0: as large as the image.
     pub disk: u64,
-    /// A second disk in GiB; none is made yet, so only 0 is accepted at creation.
+    /// A second disk in GiB, blank; 0: none.
     pub ephemeral: u64,
-    /// Swap in MiB; as `ephemeral`.
+    /// A blank disk for swap in MiB; 0: none.
     pub swap: u64,
     /// Kept for clients.
     pub rxtx_factor: f64,
@@ -162,13 +162,6 @@ pub async fn show(cloud: &Cloud, ctx: &Context, id: &str) -> Result<Flavor> {
 /// Makes a flavor.
 pub async fn create(cloud: &Cloud, ctx: &Context, flavor: Flavor) -> Result<Flavor> {
     ctx.require("flavors", "create")?;
-    if flavor.ephemeral > 0 || flavor.swap > 0 {
-        return Err(Error::BadRequest(
-            "Ephemeral disks and swap disks are not available: OS-FLV-EXT-DATA:ephemeral and swap must be 0."
-                .into(),
-        ));
-    }
-    let owner = ctx.project().map(str::to_owned).ok();
     cloud
         .store
         .write(&ctx.user_id, move |conn| {
@@ -204,12 +197,6 @@ pub async fn create(cloud: &Cloud, ctx: &Context, flavor: Flavor) -> Result<Flav
                 flavor.description,
                 super::servers::to_json(&flavor.extra_specs)?,
             ])?;
-            if let (false, Some(owner)) = (flavor.is_public, &owner) {
-                conn.execute(
-                    "INSERT INTO compute_flavor_access (flavor_id, project_id) VALUES (?1, ?2)",
-                    params![flavor.id, owner],
-                )?;
-            }
             Ok(flavor.clone())
         })
         .await

@@ -103,12 +103,22 @@ pub struct Service {
     pub zone: String,
 }
 
+/// The availability zone of this node.
+async fn zone(cloud: &Cloud) -> Result<String> {
+    let (node, settings) = (cloud.config.node.clone(), cloud.config.availability_zone.clone());
+    cloud
+        .store
+        .read(move |conn| super::aggregates::zone_of(conn, &node, &settings))
+        .await
+}
+
 /// All services.
-pub fn services(cloud: &Cloud, ctx: &Context) -> Result<Vec<Service>> {
+pub async fn services(cloud: &Cloud, ctx: &Context) -> Result<Vec<Service>> {
     ctx.require("services", "list")?;
     let node = &cloud.config.node;
+    let zone = zone(cloud).await?;
     let zones = [
-        ("nova-compute", cloud.config.availability_zone.as_str()),
+        ("nova-compute", zone.as_str()),
         ("nova-scheduler", "internal"),
         ("nova-conductor", "internal"),
     ];
@@ -124,7 +134,12 @@ pub fn services(cloud: &Cloud, ctx: &Context) -> Result<Vec<Service>> {
 }
 
 /// The availability zones.
-pub fn zones(cloud: &Cloud, ctx: &Context, detail: bool) -> Result<Vec<String>> {
+pub async fn zones(cloud: &Cloud, ctx: &Context, detail: bool) -> Result<Vec<String>> {
     ctx.require("availability_zones", if detail { "detail" } else { "list" })?;
-    Ok(vec![cloud.config.availability_zone.clone()])
+    Ok(vec![zone(cloud).await?])
+}
+
+/// Writes down what this node has for guests; the reconciler does so when it starts.
+pub async fn register(cloud: &Cloud) -> Result<()> {
+    crate::placement::node::register(cloud, provider(&cloud.config.node)).await
 }

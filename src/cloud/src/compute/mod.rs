@@ -11,6 +11,7 @@
 //! ```
 
 pub mod actions;
+pub mod aggregates;
 pub mod attach;
 mod certificates;
 pub mod change;
@@ -21,6 +22,7 @@ pub mod hosts;
 mod images;
 pub mod keypairs;
 pub mod metadata;
+pub mod migrations;
 mod ports;
 pub mod quotas;
 mod reconciler;
@@ -32,6 +34,7 @@ mod time;
 pub mod usage;
 mod volumes;
 
+pub use hosts::register;
 pub use metadata::metadata_of;
 pub use ports::Address;
 pub use reconciler::{Settings, spawn, spawn_with};
@@ -114,6 +117,8 @@ pub const POLICY: &[Rule] = &[
     rule("quota_sets", "show", Who::Reader),
     rule("quota_sets", "defaults", Who::Reader),
     rule("quota_sets", "update", Who::Admin),
+    rule("quota_class_sets", "show", Who::Admin),
+    rule("quota_class_sets", "update", Who::Admin),
     rule("usage", "show", Who::Reader),
     rule("usage", "list", Who::Admin),
 ];

@@ -86,8 +86,10 @@ impl Resource {
 
 /// The limit of a project; -1: none.
 pub(super) fn limit(conn: &Connection, project: &str, resource: Resource) -> Result<i64> {
-    let mut query =
-        conn.prepare_cached("SELECT value FROM compute_quotas WHERE project_id = ?1 AND resource = ?2")?;
+    let mut query = conn.prepare_cached(
+        "SELECT value FROM compute_quotas WHERE project_id IN (?1, '') AND resource = ?2 \
+         ORDER BY project_id DESC LIMIT 1",
+    )?;
     let value = query
         .query_row(params![project, resource.name()], |row| row.get(0))
         .optional()?;
@@ -263,6 +265,44 @@ pub async fn update(
                 .execute(params![project, resource.name(), limit])?;
             }
             of_project(conn, &project)
+        })
+        .await
+}
+
+/// The limits of projects of which nothing else was said (the quota class `default`).
+pub async fn defaults(cloud: &Cloud, ctx: &Context) -> Result<BTreeMap<Resource, Quota>> {
+    ctx.require("quota_sets", "defaults")?;
+    cloud.store.read(|conn| of_project(conn, "")).await
+}
+
+/// The same, of any class: the others are names alone.
+pub async fn class(cloud: &Cloud, ctx: &Context, name: &str) -> Result<BTreeMap<Resource, Quota>> {
+    ctx.require("quota_class_sets", "show")?;
+    let _ = name;
+    cloud.store.read(|conn| of_project(conn, "")).await
+}
+
+/// Sets the limits of projects of which nothing else was said.
+pub async fn update_class(
+    cloud: &Cloud,
+    ctx: &Context,
+    name: &str,
+    limits: BTreeMap<Resource, i64>,
+) -> Result<BTreeMap<Resource, Quota>> {
+    ctx.require("quota_class_sets", "update")?;
+    if name != "default" {
+        return Err(Error::BadRequest(
+            "There is one quota class: 'default'.".into(),
+        ));
+    }
+    cloud
+        .store
+        .write(&ctx.user_id, move |conn| {
+            for (resource, limit) in &limits {
+                conn.prepare_cached("INSERT OR REPLACE INTO compute_quotas (project_id, resource, value) VALUES ('', ?1, ?2)")?
+                    .execute(params![resource.name(), limit])?;
+            }
+            of_project(conn, "")
         })
         .await
 }

@@ -152,6 +152,32 @@ CREATE TABLE compute_server_groups (
 CREATE INDEX compute_server_groups_by_project ON compute_server_groups (project_id);
 CREATE INDEX compute_servers_by_group ON compute_servers (server_group) WHERE server_group IS NOT NULL;
 
+-- Resizes, for `os-migrations`.
+CREATE TABLE compute_migrations (
+    number INTEGER NOT NULL PRIMARY KEY,
+    id TEXT NOT NULL,
+    server_id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    host TEXT NOT NULL,
+    status TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX compute_migrations_by_server ON compute_migrations (server_id);
+
+CREATE TABLE compute_aggregates (
+    number INTEGER NOT NULL PRIMARY KEY,
+    id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    zone TEXT,
+    metadata TEXT NOT NULL,
+    hosts TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER
+) STRICT;
+
+-- The project '' is all those of which nothing else was said.
 CREATE TABLE compute_quotas (
     project_id TEXT NOT NULL,
     resource TEXT NOT NULL,

@@ -191,7 +191,7 @@ pub async fn create_rule(cloud: &Cloud, ctx: &Context, new: NewRule) -> Result<V
             remote_group_id: new.remote_group,
             ..rules::Fields::default()
         };
-        rule_view(conn, &rules::create(conn, ctx, &fields)?)
+        rule_view(conn, &rules::create(conn, ctx, &fields).map_err(as_nova)?)
     })
     .await
 }

@@ -44,6 +44,22 @@ impl Micros {
         format!("{}.{:06}", iso.trim_end_matches('Z'), self.date().microsecond())
     }
 
+    /// `Fri, 20 Nov 2026 10:00:00 GMT`, as HTTP's headers have it (RFC 9110 §5.6.7).
+    pub fn http_date(self) -> String {
+        let d = self.date();
+        let (weekday, month) = (d.weekday().to_string(), d.month().to_string());
+        format!(
+            "{}, {:02} {} {:04} {:02}:{:02}:{:02} GMT",
+            weekday.get(..3).unwrap_or_default(),
+            d.day(),
+            month.get(..3).unwrap_or_default(),
+            d.year(),
+            d.hour(),
+            d.minute(),
+            d.second()
+        )
+    }
+
     /// Seconds since 1970.
     pub fn seconds(self) -> f64 {
         self.0 as f64 / 1e6
@@ -86,6 +102,11 @@ impl rusqlite::types::FromSql for Micros {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dates_for_headers() {
+        assert_eq!(Micros(784_111_777_000_000).http_date(), "Sun, 06 Nov 1994 08:49:37 GMT");
+    }
 
     #[test]
     fn prints_and_reads_the_forms_that_clients_use() {

@@ -109,6 +109,18 @@ pub const SERVED: &[Served] = &[
             "6d1f4c3ac0a04b1c9d9f0f4b2f4c0063",
         ],
     },
+    Served {
+        id: "6d1f4c3ac0a04b1c9d9f0f4b2f4c0008",
+        kind: "placement",
+        name: "placement",
+        description: "Placement",
+        path: "/placement",
+        endpoints: [
+            "6d1f4c3ac0a04b1c9d9f0f4b2f4c0081",
+            "6d1f4c3ac0a04b1c9d9f0f4b2f4c0082",
+            "6d1f4c3ac0a04b1c9d9f0f4b2f4c0083",
+        ],
+    },
 ];
 
 /// The address of a service.

@@ -201,8 +201,7 @@ impl Loop {
 
     /// Looks at all servers of this node, and at all machines.
     async fn scan(&mut self) -> Result<()> {
-        let cloud = &self.shared.cloud;
-        crate::placement::node::register(cloud, super::hosts::provider(&cloud.config.node)).await?;
+        super::register(&self.shared.cloud).await?;
         // What happened before is told first: a guest that shut down is no guest that has to be started again.
         while let Ok(event) = self.machines.try_recv() {
             lock(&self.shared.told).insert(event.id, event.state);
@@ -261,7 +260,11 @@ impl Loop {
                 .write(NAME, move |conn| {
                     let old = "SELECT id FROM compute_servers WHERE deleted = 1 AND terminated_at < ?1 \
                                ORDER BY terminated_at, id LIMIT ?2";
-                    for (table, column) in [("compute_actions", "server_id"), ("compute_servers", "id")] {
+                    for (table, column) in [
+                        ("compute_actions", "server_id"),
+                        ("compute_migrations", "server_id"),
+                        ("compute_servers", "id"),
+                    ] {
                         let sql = format!("DELETE FROM {table} WHERE {column} IN ({old})");
                         let count = conn.execute(&sql, rusqlite::params![before, HISTORY_CHUNK])?;
                         if table == "compute_servers" {

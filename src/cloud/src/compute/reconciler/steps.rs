@@ -11,7 +11,7 @@ use crate::compute::disks::{self, Disk, DiskState};
 use crate::compute::servers::{self, Fault, Server};
 use crate::compute::state::{Power, Step, Task, VmState, Wanted};
 use crate::compute::volumes::{self, Ready};
-use crate::compute::{actions, metadata, now, ports, scheduler};
+use crate::compute::{actions, aggregates, metadata, migrations, now, ports, scheduler};
 use crate::driver::DriverError;
 use crate::{Error, Result};
 
@@ -224,7 +224,7 @@ async fn place(shared: &Shared, server: &Server) -> Result<Flow> {
     settle(shared, server, move |conn, row| {
         if scheduler::place(conn, &node, row)? {
             row.host = Some(node.clone());
-            row.zone = Some(zone.clone());
+            row.zone = Some(aggregates::zone_of(conn, &node, &zone)?);
             if row.task_state == Some(Task::Scheduling) {
                 row.task_state = Some(Task::Spawning);
             }
@@ -422,6 +422,12 @@ async fn stop_unless_superseded(
 
 fn rest(conn: &Connection, row: &mut Server, vm: VmState, power: Power) -> Result<()> {
     let rescue_ends = vm != VmState::Rescued;
+    match row.task_state {
+        Some(Task::ResizeFinish) => migrations::advance(conn, row, "finished")?,
+        Some(Task::ResizeConfirming) => migrations::advance(conn, row, "confirmed")?,
+        Some(Task::ResizeReverting) => migrations::advance(conn, row, "reverted")?,
+        _ => {}
+    }
     row.vm_state = vm;
     row.power_state = power;
     row.task_state = None;
@@ -483,6 +489,7 @@ fn bury(conn: &Connection, row: &mut Server) -> Result<()> {
     }
     conn.prepare_cached("DELETE FROM compute_user_data WHERE server_id = ?1")?
         .execute([row.id.to_string()])?;
+    migrations::advance(conn, row, "confirmed")?;
     row.deleted = true;
     row.vm_state = VmState::Deleted;
     row.power_state = Power::NoState;
@@ -650,6 +657,7 @@ fn set_error(
 ) -> Result<()> {
     row.vm_state = VmState::Error;
     row.task_state = None;
+    migrations::advance(conn, row, "error")?;
     row.observed_generation = row.generation;
     if let Some(image) = row.snapshot.take() {
         crate::image::snapshots::give_up(conn, image)?;

@@ -36,6 +36,7 @@ struct World {
 impl World {
     async fn new() -> World {
         let test = testing::cloud().await;
+        crate::compute::register(&test.cloud).await.unwrap();
         World {
             test,
             admin: Context::system(),

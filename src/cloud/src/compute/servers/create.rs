@@ -14,7 +14,7 @@ use crate::compute::ports::{self, NetRequest};
 use crate::compute::quotas::{self, Resource};
 use crate::compute::state::{Power, Task, VmState, Wanted};
 use crate::compute::volumes::{self, MadeOf, Place, Reserved};
-use crate::compute::{flavors, groups, now};
+use crate::compute::{aggregates, flavors, groups, now};
 use crate::error::Kind;
 use crate::{Cloud, Context, Error, Result};
 
@@ -143,13 +143,22 @@ pub async fn create(cloud: &Cloud, ctx: &Context, mut create: Create) -> Result<
     let reservation_id = format!("r-{reservation}");
     let names = create.security_groups.clone();
     let place = Place::of(cloud);
+    let (node, settings) = (cloud.config.node.clone(), cloud.config.availability_zone.clone());
     let ctx = ctx.clone();
     let actor = ctx.user_id.clone();
     let servers = cloud
         .store
         .write(&actor, {
             let reservation_id = reservation_id.clone();
-            move |conn| insert(conn, &ctx, &project, &create, &ids, &reservation_id, &place)
+            move |conn| {
+                let zone = aggregates::zone_of(conn, &node, &settings)?;
+                if create.availability_zone.as_ref().is_some_and(|asked| *asked != zone) {
+                    return Err(Error::BadRequest(
+                        "The requested availability zone is not available".into(),
+                    ));
+                }
+                insert(conn, &ctx, &project, &create, &ids, &reservation_id, &place)
+            }
         })
         .await?;
     Ok(Created {
@@ -165,11 +174,6 @@ fn check_zone(cloud: &Cloud, ctx: &Context, create: &mut Create) -> Result<()> {
         let mut parts = zone.split(':');
         let name = parts.next().unwrap_or_default().to_owned();
         let host = parts.find(|p| !p.is_empty()).map(str::to_owned);
-        if !name.is_empty() && name != cloud.config.availability_zone {
-            return Err(Error::BadRequest(
-                "The requested availability zone is not available".into(),
-            ));
-        }
         create.availability_zone = Some(name).filter(|n| !n.is_empty());
         create.host = create.host.take().or(host);
     }
