@@ -41,6 +41,13 @@ const GUEST_PACKAGES: &[&str] = &[
     "libtomcrypt1",
     "libtommath1",
     "libgmp10",
+    "libblkid1",
+    "libmount1",
+    "libpcre2-8-0",
+    "libselinux1",
+    "libsmartcols1",
+    "libudev1",
+    "util-linux",
     "zlib1g",
 ];
 
@@ -76,18 +83,25 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("dropbear-bin", "usr/sbin/dropbear", "usr/sbin/dropbear"),
     ("dropbear-bin", "usr/bin/dropbearkey", "usr/bin/dropbearkey"),
     ("e2fsprogs", "sbin/resize2fs", "sbin/resize2fs"),
+    ("util-linux", "bin/lsblk", "bin/lsblk"),
 ];
 
 /// Shared libraries that those programs load.
 const LIBRARIES: &[(&str, &str)] = &[
+    ("libblkid1", "libblkid.so.1"),
     ("libc6", "libc.so.6"),
     ("libcom-err2", "libcom_err.so.2"),
     ("libcrypt1", "libcrypt.so.1"),
     ("libext2fs2", "libe2p.so.2"),
     ("libext2fs2", "libext2fs.so.2"),
     ("libgmp10", "libgmp.so.10"),
+    ("libmount1", "libmount.so.1"),
+    ("libpcre2-8-0", "libpcre2-8.so.0"),
+    ("libselinux1", "libselinux.so.1"),
+    ("libsmartcols1", "libsmartcols.so.1"),
     ("libtomcrypt1", "libtomcrypt.so.1"),
     ("libtommath1", "libtommath.so.1"),
+    ("libudev1", "libudev.so.1"),
     ("zlib1g", "libz.so.1"),
 ];
 
