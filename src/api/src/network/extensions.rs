@@ -125,6 +125,11 @@ const EXTENSIONS: &[(&str, &str, &str)] = &[
         "Expose functions for quotas management per project",
     ),
     (
+        "rbac-policies",
+        "RBAC Policies",
+        "Allows creation and modification of policies that control tenant access to networks.",
+    ),
+    (
         "revision-if-match",
         "If-Match constraints based on revision_number",
         "Extension indicating that If-Match based on revision_number is supported.",
@@ -228,6 +233,7 @@ const RESOURCES: &[(&str, &str)] = &[
     ("security_group", "security-groups"),
     ("security_group_rule", "security-group-rules"),
     ("default_security_group_rule", "default-security-group-rules"),
+    ("rbac_policy", "rbac-policies"),
     ("quota", "quotas"),
     ("agent", "agents"),
     ("availability_zone", "availability_zones"),

@@ -10,6 +10,7 @@ mod networks;
 mod ports;
 mod query;
 mod quotas;
+mod rbac;
 mod resource;
 mod routers;
 mod security_groups;
@@ -39,6 +40,7 @@ pub fn router() -> Router<AppState> {
         .merge(resource::routes::<address_scopes::AddressScopes>(
             "/address-scopes",
         ))
+        .merge(resource::routes::<rbac::Policies>("/rbac-policies"))
         .merge(default_rules::routes())
         .merge(security_groups::routes())
         .merge(extensions::routes())

@@ -1,7 +1,7 @@
 //! Networks on the wire.
 
 use cloud::network::networks::{self, Fields, Network};
-use cloud::network::{Connection, Meta, Where, subnet_pools, subnets};
+use cloud::network::{Connection, Meta, Where, rbac, subnet_pools, subnets};
 use cloud::{Config, Context, Result};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -134,6 +134,7 @@ impl Kind for Networks {
     fn view(conn: &Connection, config: &Config, ctx: &Context, rows: Vec<Network>) -> Result<Vec<View>> {
         let mut subnets = subnets::ids_by_network(conn)?;
         let scopes = subnet_pools::scopes(conn)?;
+        let ours = rbac::shared_with(conn, ctx)?;
         Ok(rows
             .into_iter()
             .map(|network| {
@@ -142,7 +143,7 @@ impl Kind for Networks {
                     "admin_state_up": network.admin_state_up,
                     "status": "ACTIVE",
                     "subnets": subnets.remove(&network.meta.id).unwrap_or_default(),
-                    "shared": network.shared,
+                    "shared": network.shared || ours.contains(&network.meta.id),
                     "router:external": network.external,
                     "is_default": network.is_default,
                     "mtu": network.mtu,

@@ -147,12 +147,13 @@ impl Query {
                 };
                 // As in Neutron, a full page may have another behind it, and only a short one is known to be the last.
                 let short = views.len() < limit;
-                let at = |view: Option<&View>| id(view).or_else(|| self.marker.clone());
-                if let Some(last) = at(views.last()).filter(|_| !short || self.reverse) {
-                    links.push(json!({"rel": "next", "href": page(url, pairs, &last, false)}));
+                let (first, last) = (id(views.first()), id(views.last()));
+                let beside = last.is_some() || self.marker.is_some();
+                if beside && (!short || self.reverse) {
+                    links.push(json!({"rel": "next", "href": page(url, pairs, last, false)}));
                 }
-                if let Some(first) = at(views.first()).filter(|_| !short || !self.reverse) {
-                    links.push(json!({"rel": "previous", "href": page(url, pairs, &first, true)}));
+                if beside && (!short || !self.reverse) {
+                    links.push(json!({"rel": "previous", "href": page(url, pairs, first, true)}));
                 }
             }
         }
@@ -170,7 +171,8 @@ impl Query {
     }
 }
 
-fn page(url: &str, pairs: &Pairs, marker: &str, reverse: bool) -> String {
+/// The address of another page; without a marker: the first or, in reverse, the last.
+fn page(url: &str, pairs: &Pairs, marker: Option<String>, reverse: bool) -> String {
     let kept = pairs
         .0
         .iter()
@@ -180,7 +182,12 @@ fn page(url: &str, pairs: &Pairs, marker: &str, reverse: bool) -> String {
     if reverse {
         kept.0.push(("page_reverse".into(), "True".into()));
     }
-    crate::page::next_link(url, &kept, marker)
+    if let Some(marker) = marker {
+        return crate::page::next_link(url, &kept, &marker);
+    }
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(&kept.0);
+    format!("{url}?{}", query.finish())
 }
 
 fn matches(view: &View, key: &str, values: &[String]) -> bool {

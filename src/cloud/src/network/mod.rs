@@ -18,6 +18,7 @@ pub mod inventory;
 pub mod networks;
 pub mod ports;
 pub mod quotas;
+pub mod rbac;
 mod reconcile;
 pub mod routers;
 pub mod security_groups;
@@ -74,6 +75,10 @@ pub const POLICY: &[Rule] = &[
     rule("default_security_group_rules", "list", Who::Reader),
     rule("default_security_group_rules", "create", Who::Admin),
     rule("default_security_group_rules", "delete", Who::Admin),
+    rule("rbac_policies", "list", Who::Reader),
+    rule("rbac_policies", "create", Who::Member),
+    rule("rbac_policies", "update", Who::Member),
+    rule("rbac_policies", "delete", Who::Member),
     rule("subnetpools", "list", Who::Reader),
     rule("subnetpools", "create", Who::Member),
     rule("subnetpools", "update", Who::Member),

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::errors::{bad, conflict, disallowed, invalid, named, no_network};
 use super::rows::{self, Columns, Condition, Meta, Where};
-use super::{floating_ips, ports, quotas, security_groups, subnets};
+use super::{floating_ips, ports, quotas, rbac, security_groups, subnets};
 use crate::error::Kind;
 use crate::{Config, Context, Result};
 
@@ -60,7 +60,7 @@ pub struct Fields {
 }
 
 const TABLE: &str = "networks";
-const SEEN: &str = "shared=1 OR external=1";
+const SEEN: &str = "shared=1 OR external=1 OR id IN (SELECT object_id FROM network_rbac WHERE target=?)";
 
 impl Network {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -208,6 +208,7 @@ pub fn create(conn: &Connection, config: &Config, ctx: &Context, fields: &Fields
     }
     network.meta.revision = 1;
     network.save(conn)?;
+    rbac::follow(conn, &network)?;
     Ok(network)
 }
 
@@ -240,7 +241,10 @@ pub fn update(
                 "project_id<>?",
                 vec![rows::text(&old.meta.project_id)],
             ))
-            .and(Condition::new("project_id<>''", Vec::new()));
+            .and(Condition::new(
+                "project_id<>'' AND project_id NOT IN (SELECT target FROM network_rbac WHERE object_id=?)",
+                vec![rows::text(id)],
+            ));
         if rows::count(conn, "ports", theirs.clone())? + rows::count(conn, "subnets", theirs)? > 0 {
             let message = format!(
                 "Unable to reconfigure sharing settings for network {id}. Multiple projects are using it."
@@ -270,6 +274,7 @@ pub fn update(
     }
     new.meta.touch();
     new.save(conn)?;
+    rbac::follow(conn, &new)?;
     Ok(new)
 }
 
@@ -289,6 +294,7 @@ pub fn delete(conn: &Connection, ctx: &Context, id: Uuid) -> Result<()> {
     for subnet in subnets::of_network(conn, id)? {
         subnets::erase(conn, &subnet)?;
     }
+    rbac::remove_of(conn, id)?;
     rows::remove(conn, TABLE, id)
 }
 
@@ -322,9 +328,10 @@ pub(crate) fn all(conn: &Connection) -> Result<Vec<Network>> {
 /// Networks that a server may be put on when its owner names none: the project's own and the shared ones, but no
 /// external one.
 pub fn available_networks(conn: &Connection, ctx: &Context) -> Result<Vec<Uuid>> {
+    let project = rows::text(ctx.project()?);
     let own = Condition::new(
-        "(project_id=? OR shared=1) AND external=0",
-        vec![rows::text(ctx.project()?)],
+        "(project_id=? OR shared=1 OR id IN (SELECT object_id FROM network_rbac WHERE target=?)) AND external=0",
+        vec![project.clone(), project],
     );
     Ok(rows::select(conn, TABLE, own, Network::read)?
         .into_iter()

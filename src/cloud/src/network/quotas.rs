@@ -22,15 +22,17 @@ pub enum Resource {
     SecurityGroupRule,
     SubnetPool,
     AddressScope,
+    RbacPolicy,
 }
 
 use Resource::{
-    AddressScope, FloatingIp, Network, Port, Router, SecurityGroup, SecurityGroupRule, Subnet, SubnetPool,
+    AddressScope, FloatingIp, Network, Port, RbacPolicy, Router, SecurityGroup, SecurityGroupRule, Subnet,
+    SubnetPool,
 };
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Resource; 9] = [
+    pub const ALL: [Resource; 10] = [
         Network,
         Subnet,
         Port,
@@ -40,6 +42,7 @@ impl Resource {
         SecurityGroupRule,
         SubnetPool,
         AddressScope,
+        RbacPolicy,
     ];
 
     /// As the API names it.
@@ -54,6 +57,7 @@ impl Resource {
             SecurityGroupRule => "security_group_rule",
             SubnetPool => "subnetpool",
             AddressScope => "address_scope",
+            RbacPolicy => "rbac_policy",
         }
     }
 
@@ -73,6 +77,7 @@ impl Resource {
             SecurityGroupRule => "security_group_rules",
             SubnetPool => "subnet_pools",
             AddressScope => "address_scopes",
+            RbacPolicy => "network_rbac",
         }
     }
 
@@ -81,7 +86,7 @@ impl Resource {
         match self {
             Network | Subnet | SecurityGroupRule | SubnetPool | AddressScope => 100,
             Port => 500,
-            Router | SecurityGroup => 10,
+            Router | SecurityGroup | RbacPolicy => 10,
             FloatingIp => 50,
         }
     }

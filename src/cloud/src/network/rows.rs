@@ -192,14 +192,18 @@ impl Condition {
         }
     }
 
-    /// The rows of this resource that the caller may see; `also` is a condition that opens more of them.
+    /// The rows of this resource that the caller may see; `also` is a condition that opens more of them, in which `?` is
+    /// the caller's project.
     pub(crate) fn visible(ctx: &Context, also: Option<&str>) -> Result<Self> {
         if ctx.is_admin() {
             return Ok(Condition::all());
         }
         let project = text(ctx.project()?);
         Ok(match also {
-            Some(also) => Condition::new(format!("(project_id=? OR {also})"), vec![project]),
+            Some(also) => {
+                let places = 1 + also.matches('?').count();
+                Condition::new(format!("(project_id=? OR {also})"), vec![project; places])
+            }
             None => Condition::new("project_id=?", vec![project]),
         })
     }

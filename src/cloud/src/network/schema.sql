@@ -24,6 +24,23 @@ CREATE TABLE networks (
 CREATE INDEX networks_by_project ON networks (project_id);
 CREATE INDEX networks_by_vni ON networks (vni);
 
+-- Projects (`*`: all) that may use another's network.
+CREATE TABLE network_rbac (
+    id TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    tags TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    created_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    object_id TEXT NOT NULL,
+    target TEXT NOT NULL,
+    UNIQUE (object_id, target)
+) STRICT;
+CREATE INDEX network_rbac_by_target ON network_rbac (target);
+CREATE INDEX network_rbac_by_project ON network_rbac (project_id);
+
 CREATE TABLE subnets (
     id TEXT NOT NULL PRIMARY KEY,
     project_id TEXT NOT NULL,

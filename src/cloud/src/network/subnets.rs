@@ -113,7 +113,8 @@ pub struct Fields {
 }
 
 const TABLE: &str = "subnets";
-const SEEN: &str = "network_id IN (SELECT id FROM networks WHERE shared=1 OR external=1)";
+const SEEN: &str = "network_id IN (SELECT id FROM networks WHERE shared=1 OR external=1)
+     OR network_id IN (SELECT object_id FROM network_rbac WHERE target=?)";
 
 impl Subnet {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {

@@ -31,7 +31,7 @@ use super::errors::{bad, conflict, disallowed, invalid, named, no_port};
 use super::ipam::{self, FixedIp};
 use super::networks::{self, Network};
 use super::rows::{self, Condition, Meta, Where};
-use super::{floating_ips, quotas, security_groups};
+use super::{floating_ips, quotas, rbac, security_groups};
 use crate::error::Kind;
 use crate::{Context, Result};
 
@@ -94,7 +94,7 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<PortR
         )
     })?;
     let network = networks::get(conn, ctx, network_id)?;
-    if !network.is_owned_by(ctx) && !network.shared {
+    if !network.is_owned_by(ctx) && !rbac::is_shared(conn, ctx, &network)? {
         // Visible all the same: an external network, which is for routers and floating IPs.
         return Err(disallowed("rule:create_port"));
     }

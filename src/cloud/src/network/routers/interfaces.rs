@@ -9,7 +9,7 @@ use super::{Router, fetch, get};
 use crate::network::errors::{bad, conflict, disallowed, missing};
 use crate::network::ports::{self, FixedIpRequest, PortRow};
 use crate::network::rows::{self, Condition};
-use crate::network::{floating_ips, networks, subnets};
+use crate::network::{floating_ips, networks, rbac, subnets};
 use crate::{Context, Result};
 
 /// What an interface is asked to be on.
@@ -73,7 +73,7 @@ fn add_by_subnet(
 ) -> Result<(PortRow, Vec<Uuid>)> {
     let subnet = subnets::get(conn, ctx, id)?;
     let network = networks::get(conn, ctx, subnet.network_id)?;
-    if !network.is_owned_by(ctx) && !network.shared {
+    if !network.is_owned_by(ctx) && !rbac::is_shared(conn, ctx, &network)? {
         return Err(disallowed("rule:add_router_interface"));
     }
     let Some(gateway) = subnet.gateway_ip else {

@@ -7,6 +7,7 @@ mod reconciling;
 mod rules;
 mod security;
 mod servers;
+mod sharing;
 mod tables;
 
 use std::net::IpAddr;
