@@ -46,7 +46,10 @@ const ABSENT: &[(&str, &str)] = &[
     ("resetNetwork", "guests ask for their addresses"),
     ("resume", "servers are paused, not suspended"),
     ("suspend", "pause the server instead"),
-    ("trigger_crash_dump", "it needs a device that machines here do not have"),
+    (
+        "trigger_crash_dump",
+        "it needs a device that machines here do not have",
+    ),
 ];
 
 /// Actions of admins that need another node.
@@ -127,7 +130,11 @@ fn parse(body: &Value, version: Microversion) -> Result<Request, Error> {
                 Value::Number(number) => number.to_string(),
                 Value::String(text) if !text.is_empty() => super::create::last_segment(text),
                 value => {
-                    return Err(super::check::invalid("resize.flavorRef", value, "It is not the id of a flavor"));
+                    return Err(super::check::invalid(
+                        "resize.flavorRef",
+                        value,
+                        "It is not the id of a flavor",
+                    ));
                 }
             };
             Action::Resize {
@@ -182,7 +189,10 @@ fn parse(body: &Value, version: Microversion) -> Result<Request, Error> {
                     None => Default::default(),
                 },
                 backup: Some(Backup {
-                    kind: backup.string("backup_type", 0, 255)?.unwrap_or_default().to_owned(),
+                    kind: backup
+                        .string("backup_type", 0, 255)?
+                        .unwrap_or_default()
+                        .to_owned(),
                     rotation: backup
                         .integer("rotation", 0, i64::from(i32::MAX))?
                         .and_then(|n| usize::try_from(n).ok())
@@ -214,7 +224,10 @@ fn parse(body: &Value, version: Microversion) -> Result<Request, Error> {
                 return Ok(Request::Absent(name, why));
             }
             if let Some(name) = MOVES.iter().find(|name| **name == other) {
-                return Ok(Request::Absent(name, "no valid host was found: there is one node"));
+                return Ok(Request::Absent(
+                    name,
+                    "no valid host was found: there is one node",
+                ));
             }
             let other: String = other.chars().take(64).collect();
             return Err(Error::BadRequest(format!("There is no such action: {other}")));
@@ -265,8 +278,14 @@ fn parse_rebuild(rebuild: &Object<'_>, version: Microversion) -> Result<(Rebuild
     }
     rebuild.allow(&known)?;
     for (key, why) in [
-        ("personality", "Files are not injected: use user_data or a config drive"),
-        ("trusted_image_certificates", "Image signatures are not verified here"),
+        (
+            "personality",
+            "Files are not injected: use user_data or a config drive",
+        ),
+        (
+            "trusted_image_certificates",
+            "Image signatures are not verified here",
+        ),
     ] {
         if let Some(value) = rebuild.get(key)
             && !value.is_null()
@@ -338,6 +357,10 @@ pub(super) async fn act(
             }
             if version >= Microversion::NO_PERSONALITY {
                 view["user_data"] = json!(servers::user_data_of(&app.cloud, &ctx, &id).await?);
+                if let Some(fields) = view.as_object_mut() {
+                    // Told once.
+                    fields.remove("OS-EXT-SRV-ATTR:user_data");
+                }
             }
             let mut response = (StatusCode::ACCEPTED, Json(json!({"server": view}))).into_response();
             if let Ok(location) = HeaderValue::from_str(&links.own("servers", &id)) {

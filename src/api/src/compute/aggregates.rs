@@ -96,7 +96,9 @@ pub(super) async fn update(
     ctx.require("aggregates", "update")?;
     let (name, zone) = names(&body)?;
     if name.is_none() && zone.is_none() {
-        return Err(Error::BadRequest("Invalid input for field/attribute aggregate. It is empty.".into()).into());
+        return Err(
+            Error::BadRequest("Invalid input for field/attribute aggregate. It is empty.".into()).into(),
+        );
     }
     let aggregate = aggregates::change(&app.cloud, &ctx, &id, Change::Update { name, zone }).await?;
     ok(json!({"aggregate": view(version, &aggregate)}))
@@ -110,7 +112,9 @@ pub(super) async fn delete(State(app): State<AppState>, Auth(ctx): Auth, Path(id
 fn parse(body: &Value) -> Result<Change, Error> {
     let mut keys = body.as_object().into_iter().flatten();
     let (Some((key, value)), None) = (keys.next(), keys.next()) else {
-        return Err(Error::BadRequest("Malformed request body: one action is needed.".into()));
+        return Err(Error::BadRequest(
+            "Malformed request body: one action is needed.".into(),
+        ));
     };
     let inner = Object::of(key.as_str(), value)?;
     let host = || -> Result<String, Error> {
@@ -124,13 +128,19 @@ fn parse(body: &Value) -> Result<Change, Error> {
             inner.allow(&["metadata"])?;
             let pairs = inner.required("metadata")?;
             let Some(pairs) = pairs.as_object() else {
-                return Err(super::check::invalid("set_metadata.metadata", pairs, "It is not an object"));
+                return Err(super::check::invalid(
+                    "set_metadata.metadata",
+                    pairs,
+                    "It is not an object",
+                ));
             };
             let mut metadata = BTreeMap::new();
             for (key, value) in pairs {
                 let pair = match value {
                     Value::Null => None,
-                    value => Some(super::check::string_of("set_metadata.metadata", value, 0, 255)?.to_owned()),
+                    value => {
+                        Some(super::check::string_of("set_metadata.metadata", value, 0, 255)?.to_owned())
+                    }
                 };
                 name_of("set_metadata.metadata", &json!(key))?;
                 metadata.insert(key.clone(), pair);

@@ -517,9 +517,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_a_400_that_says_so() {
-        let local = json!([{"boot_index": 1, "source_type": "image", "destination_type": "local", "uuid": IMAGE}]);
+        let local =
+            json!([{"boot_index": 1, "source_type": "image", "destination_type": "local", "uuid": IMAGE}]);
         for (extra, word) in [
-            (json!({"block_device_mapping_v2": local}), "Mapping image to local is not supported"),
+            (
+                json!({"block_device_mapping_v2": local}),
+                "Mapping image to local is not supported",
+            ),
             (json!({"imageRef": ""}), "imageRef"),
             (json!({"imageRef": "x"}), "uuid"),
             (json!({"name": ""}), "too short"),

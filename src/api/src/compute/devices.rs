@@ -22,7 +22,11 @@ pub(super) struct Mapping {
 pub(super) fn parse(server: &Object<'_>, version: Microversion) -> Result<Mapping, Error> {
     let mut mapping = Mapping::default();
     let (new, old) = ("block_device_mapping_v2", "block_device_mapping");
-    let given = |key: &str| server.get(key).is_some_and(|v| v.as_array().is_none_or(|a| !a.is_empty()));
+    let given = |key: &str| {
+        server
+            .get(key)
+            .is_some_and(|v| v.as_array().is_none_or(|a| !a.is_empty()))
+    };
     if given(new) && given(old) {
         return Err(Error::BadRequest(
             "Using different block_device_mapping syntaxes is not allowed in the same request.".into(),
@@ -109,7 +113,9 @@ fn add(mapping: &mut Mapping, entry: &Object<'_>, version: Microversion) -> Resu
     if let Some(value) = entry.get("device_name").filter(|v| !v.is_null()) {
         let field = entry.path("device_name");
         let name = super::check::string_of(&field, value, 1, 255)?;
-        let right = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b));
+        let right = name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b));
         if !right {
             return Err(invalid(&field, value, "It does not match '^[a-zA-Z0-9._-r/]*$'"));
         }
@@ -119,15 +125,26 @@ fn add(mapping: &mut Mapping, entry: &Object<'_>, version: Microversion) -> Resu
     }
     let boot_index = match entry.get("boot_index") {
         None | Some(Value::Null) => None,
-        Some(value) => Some(integer_of(&entry.path("boot_index"), value, -1, i64::from(i32::MAX))?),
+        Some(value) => Some(integer_of(
+            &entry.path("boot_index"),
+            value,
+            -1,
+            i64::from(i32::MAX),
+        )?),
     };
     let word = |key: &str, words: &[&str]| -> Result<Option<String>, Error> {
-        let Some(text) = entry.string(key, 0, 255)? else { return Ok(None) };
+        let Some(text) = entry.string(key, 0, 255)? else {
+            return Ok(None);
+        };
         if words.contains(&text) {
             return Ok(Some(text.to_owned()));
         }
         let value = Value::String(text.to_owned());
-        Err(invalid(&entry.path(key), &value, &format!("'{text}' is not one of {words:?}")))
+        Err(invalid(
+            &entry.path(key),
+            &value,
+            &format!("'{text}' is not one of {words:?}"),
+        ))
     };
     let source = word("source_type", &["volume", "image", "snapshot", "blank"])?;
     let source = source.ok_or_else(|| wrong("Missing source_type"))?;
@@ -215,19 +232,45 @@ mod tests {
 
     #[test]
     fn every_source_is_read() {
-        let image = of(1, json!([{"source_type": "image", "destination_type": "local", "uuid": ID, "boot_index": 0}]));
+        let image = of(
+            1,
+            json!([{"source_type": "image", "destination_type": "local", "uuid": ID, "boot_index": 0}]),
+        );
         assert_eq!(image.unwrap().image.unwrap().to_string(), ID);
         for (entry, volume, boot) in [
-            (json!({"source_type": "image", "destination_type": "volume", "uuid": ID, "volume_size": 1, "boot_index": 0}), true, true),
-            (json!({"source_type": "volume", "uuid": ID, "boot_index": "0"}), true, true),
-            (json!({"source_type": "snapshot", "destination_type": "volume", "uuid": ID}), true, false),
-            (json!({"source_type": "blank", "destination_type": "volume", "volume_size": "2"}), true, false),
+            (
+                json!({"source_type": "image", "destination_type": "volume", "uuid": ID, "volume_size": 1, "boot_index": 0}),
+                true,
+                true,
+            ),
+            (
+                json!({"source_type": "volume", "uuid": ID, "boot_index": "0"}),
+                true,
+                true,
+            ),
+            (
+                json!({"source_type": "snapshot", "destination_type": "volume", "uuid": ID}),
+                true,
+                false,
+            ),
+            (
+                json!({"source_type": "blank", "destination_type": "volume", "volume_size": "2"}),
+                true,
+                false,
+            ),
             (json!({"source_type": "blank", "boot_index": -1}), false, false),
         ] {
             let mapping = of(1, json!([entry])).unwrap();
-            assert_eq!((mapping.devices[0].volume, mapping.devices[0].boot), (volume, boot), "{entry}");
+            assert_eq!(
+                (mapping.devices[0].volume, mapping.devices[0].boot),
+                (volume, boot),
+                "{entry}"
+            );
         }
-        let swap = of(1, json!([{"source_type": "blank", "destination_type": "local", "guest_format": "swap"}]));
+        let swap = of(
+            1,
+            json!([{"source_type": "blank", "destination_type": "local", "guest_format": "swap"}]),
+        );
         assert!(swap.unwrap().devices[0].swap);
         assert_eq!(of(1, json!([{"no_device": true}])).unwrap(), Mapping::default());
     }
@@ -247,7 +290,10 @@ mod tests {
             json!({"source_type": "volume", "uuid": ID, "bogus": 1}),
             json!(7),
         ] {
-            assert!(matches!(of(67, json!([entry])), Err(Error::BadRequest(_))), "{entry}");
+            assert!(
+                matches!(of(67, json!([entry])), Err(Error::BadRequest(_))),
+                "{entry}"
+            );
         }
         let volume = |key: &str| json!([{"source_type": "volume", "uuid": ID, key: "x"}]);
         for (key, from) in [("tag", 42), ("volume_type", 67)] {

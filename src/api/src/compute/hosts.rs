@@ -312,9 +312,11 @@ pub(super) async fn migrations(
     let paged = version >= Microversion::MIGRATION_PAGES;
     let time = |key: &str| match pairs.get(key) {
         None => Ok(None),
-        Some(text) => Micros::parse(text)
-            .map(Some)
-            .ok_or_else(|| Error::BadRequest(format!("Invalid input for query parameters {key}: not a 'date-time'"))),
+        Some(text) => Micros::parse(text).map(Some).ok_or_else(|| {
+            Error::BadRequest(format!(
+                "Invalid input for query parameters {key}: not a 'date-time'"
+            ))
+        }),
     };
     if paged {
         filter.changes_since = time("changes-since")?;
@@ -339,7 +341,13 @@ pub(super) async fn migrations(
     let mut body = json!({"migrations": views});
     if paged {
         let links = super::views::Links::new(&app);
-        links.next(&mut body, "migrations_links", "os-migrations", &pairs, next.as_deref());
+        links.next(
+            &mut body,
+            "migrations_links",
+            "os-migrations",
+            &pairs,
+            next.as_deref(),
+        );
     }
     ok(body)
 }

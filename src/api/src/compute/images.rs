@@ -108,9 +108,9 @@ fn lets(pairs: &Pairs, since: Option<Micros>, image: &Image) -> Result<bool, Err
 async fn list(app: &AppState, ctx: &Context, pairs: &Pairs, detail: bool) -> Answer {
     let since = match pairs.get("changes-since") {
         None => None,
-        Some(text) => Some(
-            Micros::parse(text).ok_or_else(|| Error::BadRequest("Invalid changes-since value".into()))?,
-        ),
+        Some(text) => {
+            Some(Micros::parse(text).ok_or_else(|| Error::BadRequest("Invalid changes-since value".into()))?)
+        }
     };
     let all = image::list::list(&app.cloud, ctx, image::list::Filter::default(), Vec::new()).await?;
     let mut found = Vec::new();

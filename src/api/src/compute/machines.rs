@@ -133,7 +133,9 @@ pub(super) async fn external_events(
         event.allow(&["name", "server_uuid", "status", "tag"])?;
         let name = event.required("name")?;
         if !name.as_str().is_some_and(|name| EVENTS.contains(&name)) {
-            return Err(super::check::invalid(&event.path("name"), name, "It is not the name of an event").into());
+            return Err(
+                super::check::invalid(&event.path("name"), name, "It is not the name of an event").into(),
+            );
         }
         let server = uuid_of(&event.path("server_uuid"), event.required("server_uuid")?)?;
         let status = event.string("status", 1, 255)?.unwrap_or("completed");
@@ -153,7 +155,11 @@ pub(super) async fn external_events(
     let status = if known == views.len() {
         StatusCode::OK
     } else if known == 0 {
-        return Err(Failure(Fault::http(Service::Compute, StatusCode::NOT_FOUND, "No instances found for any event")));
+        return Err(Failure(Fault::http(
+            Service::Compute,
+            StatusCode::NOT_FOUND,
+            "No instances found for any event",
+        )));
     } else {
         StatusCode::MULTI_STATUS
     };

@@ -209,10 +209,7 @@ pub fn router() -> Router<AppState> {
             "/servers/{id}/os-server-password",
             get(machines::password).delete(machines::forget_password),
         )
-        .route(
-            "/servers/{id}/remote-consoles",
-            post(machines::remote_console),
-        )
+        .route("/servers/{id}/remote-consoles", post(machines::remote_console))
         .route("/os-server-external-events", post(machines::external_events))
         .route(
             "/os-security-groups",
@@ -222,9 +219,7 @@ pub fn router() -> Router<AppState> {
         )
         .route(
             "/os-security-groups/{id}",
-            get(security::show)
-                .put(security::update)
-                .delete(security::delete),
+            get(security::show).put(security::update).delete(security::delete),
         )
         .route("/os-security-group-rules", post(security::create_rule))
         .route(
@@ -243,10 +238,7 @@ pub fn router() -> Router<AppState> {
         .route("/os-hypervisors/{pattern}/search", get(hosts::search))
         .route("/os-hypervisors/{pattern}/servers", get(hosts::search_servers))
         .route("/os-services", get(hosts::services))
-        .route(
-            "/os-aggregates",
-            get(aggregates::index).post(aggregates::create),
-        )
+        .route("/os-aggregates", get(aggregates::index).post(aggregates::create))
         .route(
             "/os-aggregates/{id}",
             get(aggregates::show)

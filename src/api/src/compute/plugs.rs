@@ -92,23 +92,39 @@ fn parse_interface(body: &Value, version: Microversion) -> Result<(NetRequest, O
     if let Some(list) = new.array("fixed_ips")? {
         let value = json!(list);
         let [one] = list.as_slice() else {
-            return Err(invalid(&new.path("fixed_ips"), &value, "It is not a list of one address"));
+            return Err(invalid(
+                &new.path("fixed_ips"),
+                &value,
+                "It is not a list of one address",
+            ));
         };
         let one = Object::of(new.path("fixed_ips[0]"), one)?;
         one.allow(&["ip_address"])?;
         let value = one.required("ip_address")?;
         let ip = value.as_str().and_then(|text| text.parse().ok());
-        fixed_ip = Some(ip.ok_or_else(|| invalid(&one.path("ip_address"), value, "It is not an IP address"))?);
+        fixed_ip =
+            Some(ip.ok_or_else(|| invalid(&one.path("ip_address"), value, "It is not an IP address"))?);
     }
     if fixed_ip.is_some() && network.is_none() {
-        return Err(Error::BadRequest("Must input network_id when request IP address".into()));
+        return Err(Error::BadRequest(
+            "Must input network_id when request IP address".into(),
+        ));
     }
     if network.is_some() && port.is_some() {
-        return Err(Error::BadRequest("Must not input both network_id and port_id".into()));
+        return Err(Error::BadRequest(
+            "Must not input both network_id and port_id".into(),
+        ));
     }
     let tag = new.get("tag").filter(|v| !v.is_null());
     let tag = tag.map(|tag| tag_of(&new.path("tag"), tag)).transpose()?;
-    Ok((NetRequest { network, port, fixed_ip }, tag))
+    Ok((
+        NetRequest {
+            network,
+            port,
+            fixed_ip,
+        },
+        tag,
+    ))
 }
 
 pub(super) async fn attach_interface(
@@ -246,12 +262,17 @@ pub(super) async fn update_volume(
             ctx.require("servers", "migrate")?;
         }
         attach::volume_of(&app.cloud, &ctx, &id, &volume).await?;
-        return Err(Error::BadRequest("Exchanging a volume for another one is not available in this cloud.".into()).into());
+        return Err(Error::BadRequest(
+            "Exchanging a volume for another one is not available in this cloud.".into(),
+        )
+        .into());
     }
     let goes = match new.get("delete_on_termination") {
         Some(value) => boolean_of(&new.path("delete_on_termination"), value)?,
         None => {
-            return Err(Error::BadRequest("The volume that is named is the one that is attached.".into()).into());
+            return Err(
+                Error::BadRequest("The volume that is named is the one that is attached.".into()).into(),
+            );
         }
     };
     attach::keep_volume(&app.cloud, &ctx, &id, &volume, goes).await?;

@@ -148,7 +148,10 @@ pub(super) async fn defaults(
 /// A quota class as this version shows it.
 fn class_view(version: Microversion, name: Option<&str>, quotas: &BTreeMap<Resource, Quota>) -> Value {
     let mut view = set_view(version, name, quotas, plain);
-    if let (Some(set), true) = (view["quota_set"].as_object_mut(), version < Microversion::QUOTA_CLASSES) {
+    if let (Some(set), true) = (
+        view["quota_set"].as_object_mut(),
+        version < Microversion::QUOTA_CLASSES,
+    ) {
         set.remove("server_groups");
         set.remove("server_group_members");
     }
@@ -186,12 +189,7 @@ fn parse(
     let set = Object::only(body, name)?;
     let mut limits = BTreeMap::new();
     let mut force = false;
-    for (key, value) in body
-        .get(name)
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-    {
+    for (key, value) in body.get(name).and_then(Value::as_object).into_iter().flatten() {
         let field = set.path(key);
         let proxy = NETWORK_PROXIES.iter().any(|(name, _)| name == key);
         match Resource::of_name(key) {

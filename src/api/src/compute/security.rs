@@ -114,9 +114,14 @@ fn rule(body: &Value) -> Result<NewRule, Error> {
     let protocol = match rule.get("ip_protocol").filter(|v| !v.is_null()) {
         None => None,
         Some(value) => {
-            let text = super::check::string_of(&rule.path("ip_protocol"), value, 1, 255)?.to_ascii_lowercase();
+            let text =
+                super::check::string_of(&rule.path("ip_protocol"), value, 1, 255)?.to_ascii_lowercase();
             if !["tcp", "udp", "icmp", "-1"].contains(&text.as_str()) {
-                return Err(invalid(&rule.path("ip_protocol"), value, "It is none of tcp, udp and icmp"));
+                return Err(invalid(
+                    &rule.path("ip_protocol"),
+                    value,
+                    "It is none of tcp, udp and icmp",
+                ));
             }
             Some(text).filter(|t| t != "-1")
         }
@@ -128,7 +133,8 @@ fn rule(body: &Value) -> Result<NewRule, Error> {
     let ports = match (port("from_port")?, port("to_port")?) {
         (None | Some(-1), None | Some(-1)) => None,
         (Some(from), Some(to)) => {
-            let number = |n: i64| u16::try_from(n).map_err(|_| Error::BadRequest("Invalid port range.".into()));
+            let number =
+                |n: i64| u16::try_from(n).map_err(|_| Error::BadRequest("Invalid port range.".into()));
             Some((number(from)?, number(to)?))
         }
         _ => return Err(Error::BadRequest("Both from_port and to_port are needed.".into())),
@@ -137,7 +143,10 @@ fn rule(body: &Value) -> Result<NewRule, Error> {
         None => None,
         Some(value) => Some(uuid_of(&rule.path("group_id"), value)?),
     };
-    let cidr = match rule.get("cidr").filter(|v| !v.is_null() && v.as_str() != Some("")) {
+    let cidr = match rule
+        .get("cidr")
+        .filter(|v| !v.is_null() && v.as_str() != Some(""))
+    {
         None => None,
         Some(value) => {
             let cidr = value.as_str().and_then(|text| text.parse().ok());

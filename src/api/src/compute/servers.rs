@@ -164,7 +164,14 @@ pub(super) fn changed_view(
         fields.retain(|key, _| {
             let extended = key.contains(':') && key != "OS-DCF:diskConfig";
             !extended
-                && !["config_drive", "key_name", "security_groups", "server_groups", "host_status"].contains(&key.as_str())
+                && ![
+                    "config_drive",
+                    "key_name",
+                    "security_groups",
+                    "server_groups",
+                    "host_status",
+                ]
+                .contains(&key.as_str())
         });
     }
     view

@@ -51,7 +51,10 @@ pub(super) async fn show(
         .into_iter()
         .map(|(provider, resources)| {
             let generation = generations.get(&provider);
-            (provider, json!({"generation": generation, "resources": resources}))
+            (
+                provider,
+                json!({"generation": generation, "resources": resources}),
+            )
         })
         .collect();
     let mut body = json!({"allocations": views});
@@ -120,7 +123,9 @@ fn shares(version: Microversion, value: &Value) -> Result<Shares, Error> {
     }
     let amounts = shares.values().flat_map(BTreeMap::values);
     if shares.values().any(BTreeMap::is_empty)
-        || amounts.clone().any(|amount| *amount == 0 || *amount > i32::MAX as u64)
+        || amounts
+            .clone()
+            .any(|amount| *amount == 0 || *amount > i32::MAX as u64)
     {
         return Err(wrong("an amount is a positive number"));
     }
@@ -156,7 +161,9 @@ fn change(
                 .bytes()
                 .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
             if !right || kind.is_empty() || kind.len() > 255 {
-                return Err(wrong("'consumer_type' has capital letters, digits and underscores"));
+                return Err(wrong(
+                    "'consumer_type' has capital letters, digits and underscores",
+                ));
             }
             Some(kind.clone())
         }
@@ -228,10 +235,14 @@ pub(super) async fn usages(
     let known = |key: &str| matches!(key, "project_id" | "user_id") || (types && key == "consumer_type");
     if let Some((key, _)) = pairs.0.iter().find(|(key, _)| !known(key)) {
         let key: String = key.chars().take(64).collect();
-        return Err(bad(format!("Invalid query string parameters: '{key}' was unexpected")));
+        return Err(bad(format!(
+            "Invalid query string parameters: '{key}' was unexpected"
+        )));
     }
     let Some(project) = pairs.get("project_id") else {
-        return Err(bad("Invalid query string parameters: 'project_id' is a required property"));
+        return Err(bad(
+            "Invalid query string parameters: 'project_id' is a required property",
+        ));
     };
     let user = pairs.get("user_id").map(str::to_owned);
     let all = allocations::usages(&app.cloud, &ctx, project.to_owned(), user).await?;
@@ -280,7 +291,9 @@ pub(super) async fn reshape(
     let mut reshape = Reshape::default();
     for (id, new) in &body.inventories {
         let all = all_of(version, &new.inventories)?;
-        reshape.inventories.push((*id, new.resource_provider_generation, all));
+        reshape
+            .inventories
+            .push((*id, new.resource_provider_generation, all));
     }
     for (consumer, new) in &body.allocations {
         reshape.allocations.push(change(version, *consumer, new, true)?);

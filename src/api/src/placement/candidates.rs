@@ -25,7 +25,9 @@ struct Asked {
 /// A key's name and the suffix of its group.
 fn split(key: &str, version: Microversion) -> Result<(&'static str, &str), Error> {
     for name in ["resources", "required", "member_of", "in_tree"] {
-        let Some(suffix) = key.strip_prefix(name) else { continue };
+        let Some(suffix) = key.strip_prefix(name) else {
+            continue;
+        };
         let numbered = !suffix.starts_with('0') && suffix.bytes().all(|b| b.is_ascii_digit());
         let named = suffix.len() <= 64
             && suffix
@@ -51,7 +53,8 @@ fn parse(version: Microversion, pairs: &Pairs) -> Result<Asked, Error> {
         match key.as_str() {
             "limit" if version >= Microversion::LIMIT => {
                 let limit = value.parse::<usize>().ok().filter(|limit| *limit > 0);
-                asked.limit = Some(limit.ok_or_else(|| Error::BadRequest("limit is a positive number".into()))?);
+                asked.limit =
+                    Some(limit.ok_or_else(|| Error::BadRequest("limit is a positive number".into()))?);
                 continue;
             }
             "group_policy" if version >= Microversion::GROUPS => {
@@ -61,7 +64,12 @@ fn parse(version: Microversion, pairs: &Pairs) -> Result<Asked, Error> {
                 continue;
             }
             "root_required" if version >= Microversion::ROOT_REQUIRED => {
-                query::read("required", value, asked.groups.entry(String::new()).or_default(), version)?;
+                query::read(
+                    "required",
+                    value,
+                    asked.groups.entry(String::new()).or_default(),
+                    version,
+                )?;
                 continue;
             }
             "same_subtree" if version >= Microversion::SAME_SUBTREE => continue,
@@ -83,7 +91,12 @@ fn parse(version: Microversion, pairs: &Pairs) -> Result<Asked, Error> {
             asked.in_tree = Some(query::id(name, value)?);
             continue;
         }
-        query::read(name, value, asked.groups.entry(suffix.to_owned()).or_default(), version)?;
+        query::read(
+            name,
+            value,
+            asked.groups.entry(suffix.to_owned()).or_default(),
+            version,
+        )?;
     }
     if asked.groups.values().all(|group| group.resources.is_empty()) {
         return Err(Error::BadRequest(
@@ -155,7 +168,9 @@ pub(super) async fn index(
         let resources: BTreeMap<&String, Value> = candidate
             .inventories
             .iter()
-            .filter(|(class, ..)| version >= Microversion::ALL_CLASSES || request.resources.contains_key(class))
+            .filter(|(class, ..)| {
+                version >= Microversion::ALL_CLASSES || request.resources.contains_key(class)
+            })
             .map(|(class, inventory, used)| (class, json!({"capacity": inventory.capacity(), "used": used})))
             .collect();
         let mut summary = json!({"resources": resources});

@@ -141,7 +141,8 @@ impl Microversion {
         }
         let parts = text.split_once('.').and_then(|(major, minor)| {
             let digits = |t: &str| t.len() <= 4 && !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit());
-            (digits(major) && digits(minor)).then_some((major.parse::<u16>().ok()?, minor.parse::<u16>().ok()?))
+            (digits(major) && digits(minor))
+                .then_some((major.parse::<u16>().ok()?, minor.parse::<u16>().ok()?))
         });
         match parts {
             None => Err(Wrong::Malformed(text.chars().take(64).collect())),
@@ -214,6 +215,9 @@ mod unit {
 
     #[test]
     fn the_table_is_whole_and_in_order() {
-        assert!(CHANGES.iter().map(|(_, minor)| *minor).eq(1..=MAX.0), "{CHANGES:?}");
+        assert!(
+            CHANGES.iter().map(|(_, minor)| *minor).eq(1..=MAX.0),
+            "{CHANGES:?}"
+        );
     }
 }

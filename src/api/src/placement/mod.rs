@@ -144,7 +144,9 @@ pub fn router() -> Router<AppState> {
         .route("/resource_classes", get(names::classes).post(names::create_class))
         .route(
             "/resource_classes/{name}",
-            get(names::class).put(names::put_class).delete(names::delete_class),
+            get(names::class)
+                .put(names::put_class)
+                .delete(names::delete_class),
         )
         .route("/traits", get(names::traits))
         .route(

@@ -58,7 +58,9 @@ pub(super) async fn create_class(
         _ => return Err(bad("JSON does not validate: 'name' is a required property")),
     };
     if !names::create_class(&app.cloud, &ctx, &name).await? {
-        return Err(cloud::Error::Conflict(format!("Conflicting resource class already exists: {name}")).into());
+        return Err(
+            cloud::Error::Conflict(format!("Conflicting resource class already exists: {name}")).into(),
+        );
     }
     located(
         empty(version, StatusCode::CREATED)?,
@@ -75,7 +77,11 @@ pub(super) async fn put_class(
     // Before 1.7 a class was renamed so, which nobody needs.
     since(version, Microversion::PUT_CLASS)?;
     let new = names::create_class(&app.cloud, &ctx, &name).await?;
-    let status = if new { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
+    let status = if new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::NO_CONTENT
+    };
     located(
         empty(version, status)?,
         &format!("/placement/resource_classes/{name}"),
@@ -110,12 +116,23 @@ pub(super) async fn traits(
             ("associated", _) => match value.to_ascii_lowercase().as_str() {
                 "true" | "1" => filter.associated = Some(true),
                 "false" | "0" => filter.associated = Some(false),
-                _ => return Err(bad("The query parameter \"associated\" only accepts \"true\" or \"false\"")),
+                _ => {
+                    return Err(bad(
+                        "The query parameter \"associated\" only accepts \"true\" or \"false\"",
+                    ));
+                }
             },
-            _ => return Err(bad("Invalid query string parameters: name=in:… or name=startswith:…, associated")),
+            _ => {
+                return Err(bad(
+                    "Invalid query string parameters: name=in:… or name=startswith:…, associated",
+                ));
+            }
         }
     }
-    ok(version, json!({"traits": names::traits(&app.cloud, &ctx, filter).await?}))
+    ok(
+        version,
+        json!({"traits": names::traits(&app.cloud, &ctx, filter).await?}),
+    )
 }
 
 pub(super) async fn one_trait(
@@ -137,7 +154,11 @@ pub(super) async fn put_trait(
 ) -> Answer {
     since(version, Microversion::TRAITS)?;
     let new = names::create_trait(&app.cloud, &ctx, &name).await?;
-    let status = if new { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
+    let status = if new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::NO_CONTENT
+    };
     located(empty(version, status)?, &format!("/placement/traits/{name}"))
 }
 

@@ -114,7 +114,9 @@ fn check_name(name: &str) -> Result<(), Error> {
     if (1..=200).contains(&name.chars().count()) {
         Ok(())
     } else {
-        Err(Error::BadRequest("JSON does not validate: name has 1 to 200 characters".into()))
+        Err(Error::BadRequest(
+            "JSON does not validate: name has 1 to 200 characters".into(),
+        ))
     }
 }
 
@@ -143,7 +145,10 @@ pub(super) async fn create(
     } else {
         empty(version, StatusCode::CREATED)?
     };
-    let at = format!("{}/placement/resource_providers/{id}", app.cloud.config.public_url);
+    let at = format!(
+        "{}/placement/resource_providers/{id}",
+        app.cloud.config.public_url
+    );
     if let Ok(at) = HeaderValue::from_str(&at) {
         response.headers_mut().insert(LOCATION, at);
     }
@@ -289,8 +294,7 @@ pub(super) async fn replace_inventories(
     let all = all_of(version, &body.inventories)?;
     let seen = Some(body.resource_provider_generation);
     let change = InventoryChange::Replace(all);
-    let (provider, all) =
-        providers::change_inventories(&app.cloud, &ctx, id_of(&id)?, seen, change).await?;
+    let (provider, all) = providers::change_inventories(&app.cloud, &ctx, id_of(&id)?, seen, change).await?;
     ok(version, inventories_view(&provider, &all))
 }
 
@@ -320,7 +324,9 @@ pub(super) async fn add_inventory(
     Json(body): Json<NewInventory>,
 ) -> Answer {
     let Some(class) = body.resource_class.clone() else {
-        return Err(bad("JSON does not validate: 'resource_class' is a required property"));
+        return Err(bad(
+            "JSON does not validate: 'resource_class' is a required property",
+        ));
     };
     let inventory = body.inventory(version)?;
     let seen = body.resource_provider_generation;

@@ -170,7 +170,10 @@ mod unit {
             (31, "member_of", "!00000000-0000-0000-0000-000000000007"),
             (39, "bogus", "x"),
         ] {
-            assert!(read_all(version, &[(key, value)]).is_err(), "{version} {key}={value}");
+            assert!(
+                read_all(version, &[(key, value)]).is_err(),
+                "{version} {key}={value}"
+            );
         }
     }
 }

@@ -50,7 +50,13 @@ impl Api {
         (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
     }
 
-    async fn admin(&self, version: &str, method: &str, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+    async fn admin(
+        &self,
+        version: &str,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> (StatusCode, Value) {
         self.ask(&self.admin, version, method, path, body).await
     }
 
@@ -94,7 +100,10 @@ fn allocations(provider: &str, memory: u64, generation: Value) -> Value {
 async fn the_version_document_is_everyones_and_all_else_is_operators() {
     let api = Api::new().await;
     let (status, body) = api.ask("", "1.0", "GET", "/", None).await;
-    assert_eq!((status.as_u16(), &body["versions"][0]["max_version"]), (200, &json!("1.39")));
+    assert_eq!(
+        (status.as_u16(), &body["versions"][0]["max_version"]),
+        (200, &json!("1.39"))
+    );
     let member = api.test.token("mia", "shop", "member").await;
     for path in [
         "/resource_providers",
@@ -127,9 +136,7 @@ async fn this_node_is_a_provider_whose_ratios_operators_set() {
     let mut new = before["inventories"]["VCPU"].clone();
     new["allocation_ratio"] = json!(2.0);
     new["resource_provider_generation"] = before["resource_provider_generation"].clone();
-    let (status, body) = api
-        .admin("1.39", "PUT", &format!("{path}/VCPU"), Some(new))
-        .await;
+    let (status, body) = api.admin("1.39", "PUT", &format!("{path}/VCPU"), Some(new)).await;
     assert_eq!(status, 200, "{body}");
     register().await;
     let after = api.get("1.39", &path).await;
@@ -141,7 +148,8 @@ async fn nobody_gets_more_than_there_is() {
     let api = Api::new().await;
     let id = api.provider("host", 1024).await;
     let path = format!("/allocations/{CONSUMER}");
-    let put = |memory, generation| api.admin("1.39", "PUT", &path, Some(allocations(&id, memory, generation)));
+    let put =
+        |memory, generation| api.admin("1.39", "PUT", &path, Some(allocations(&id, memory, generation)));
     assert_eq!(put(2048, Value::Null).await.0, 409);
     assert_eq!(put(1024, Value::Null).await.0, 204);
     let (status, body) = put(512, Value::Null).await;
@@ -155,8 +163,14 @@ async fn nobody_gets_more_than_there_is() {
     let usages = api.get("1.39", &format!("/resource_providers/{id}/usages")).await;
     assert_eq!(usages["usages"]["MEMORY_MB"], 512);
     let usages = api.get("1.38", "/usages?project_id=p").await;
-    assert_eq!(usages["usages"]["INSTANCE"], json!({"consumer_count": 1, "MEMORY_MB": 512}));
-    assert_eq!(api.get("1.9", "/usages?project_id=p").await["usages"]["MEMORY_MB"], 512);
+    assert_eq!(
+        usages["usages"]["INSTANCE"],
+        json!({"consumer_count": 1, "MEMORY_MB": 512})
+    );
+    assert_eq!(
+        api.get("1.9", "/usages?project_id=p").await["usages"]["MEMORY_MB"],
+        512
+    );
 
     let delete = format!("/resource_providers/{id}");
     let (status, body) = api.admin("1.39", "DELETE", &delete, None).await;
@@ -172,7 +186,10 @@ async fn nobody_gets_more_than_there_is() {
 #[tokio::test]
 async fn candidates_are_those_that_have_room_and_are_as_asked() {
     let api = Api::new().await;
-    let (small, large) = (api.provider("small", 100).await, api.provider("large", 1000).await);
+    let (small, large) = (
+        api.provider("small", 100).await,
+        api.provider("large", 1000).await,
+    );
     let count = async |version: &str, query: &str| {
         let body = api.get(version, &format!("/allocation_candidates?{query}")).await;
         body["allocation_requests"].as_array().unwrap().len()
@@ -181,7 +198,14 @@ async fn candidates_are_those_that_have_room_and_are_as_asked() {
     assert_eq!(count("1.39", "resources=MEMORY_MB:500").await, 1);
     assert_eq!(count("1.39", "resources=MEMORY_MB:5000").await, 0);
     assert_eq!(count("1.39", "resources=MEMORY_MB:50&limit=1").await, 1);
-    assert_eq!(count("1.39", "resources1=MEMORY_MB:60&resources2=MEMORY_MB:60&group_policy=none").await, 1);
+    assert_eq!(
+        count(
+            "1.39",
+            "resources1=MEMORY_MB:60&resources2=MEMORY_MB:60&group_policy=none"
+        )
+        .await,
+        1
+    );
     let path = format!("/resource_providers/{large}");
     let (status, _) = api.admin("1.39", "PUT", "/traits/CUSTOM_FAST", None).await;
     assert_eq!(status, 201);
@@ -193,13 +217,28 @@ async fn candidates_are_those_that_have_room_and_are_as_asked() {
             .0,
         200
     );
-    assert_eq!(count("1.39", "resources=MEMORY_MB:50&required=CUSTOM_FAST").await, 1);
-    assert_eq!(count("1.39", "resources=MEMORY_MB:50&required=!CUSTOM_FAST").await, 1);
+    assert_eq!(
+        count("1.39", "resources=MEMORY_MB:50&required=CUSTOM_FAST").await,
+        1
+    );
+    assert_eq!(
+        count("1.39", "resources=MEMORY_MB:50&required=!CUSTOM_FAST").await,
+        1
+    );
     let body = api
-        .get("1.39", "/allocation_candidates?resources=MEMORY_MB:50&required=!CUSTOM_FAST")
+        .get(
+            "1.39",
+            "/allocation_candidates?resources=MEMORY_MB:50&required=!CUSTOM_FAST",
+        )
         .await;
-    assert_eq!(body["provider_summaries"][&small]["resources"]["MEMORY_MB"]["capacity"], 100);
-    assert_eq!(api.admin("1.39", "DELETE", "/traits/CUSTOM_FAST", None).await.0, 409);
+    assert_eq!(
+        body["provider_summaries"][&small]["resources"]["MEMORY_MB"]["capacity"],
+        100
+    );
+    assert_eq!(
+        api.admin("1.39", "DELETE", "/traits/CUSTOM_FAST", None).await.0,
+        409
+    );
     for (version, query, status) in [
         ("1.9", "resources=VCPU:1", 404),
         ("1.10", "resources=VCPU:1&limit=1", 400),
@@ -257,7 +296,10 @@ async fn inventories_and_allocations_change_together_or_not_at_all() {
             },
             "allocations": {CONSUMER: allocations(&new, 600, seen)},
         });
-        api.admin("1.39", "POST", "/reshaper", Some(body)).await.0.as_u16()
+        api.admin("1.39", "POST", "/reshaper", Some(body))
+            .await
+            .0
+            .as_u16()
     };
     assert_eq!(shape(100).await, 409);
     let shown = api.get("1.39", &format!("/allocations/{CONSUMER}")).await;
@@ -294,7 +336,10 @@ async fn hostile_bodies_are_a_clients_fault() {
             json!({"x": {"allocations": {}}}),
         ] {
             let (status, answer) = api.admin("1.39", method, path, Some(body.clone())).await;
-            assert!(status.is_client_error(), "{method} {path} {body}: {status} {answer}");
+            assert!(
+                status.is_client_error(),
+                "{method} {path} {body}: {status} {answer}"
+            );
         }
     }
 }

@@ -59,14 +59,18 @@ impl Aggregate {
 }
 
 fn all(conn: &Connection) -> Result<Vec<Aggregate>> {
-    let mut query = conn.prepare_cached(&format!("SELECT {COLUMNS} FROM compute_aggregates ORDER BY number"))?;
+    let mut query = conn.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM compute_aggregates ORDER BY number"
+    ))?;
     Ok(query.query_map([], of_row)?.collect::<rusqlite::Result<_>>()?)
 }
 
 fn find(conn: &Connection, id: &str) -> Result<Aggregate> {
     let missing = || super::missing(format!("Aggregate {id} could not be found."));
     let number: i64 = id.parse().map_err(|_| missing())?;
-    let mut query = conn.prepare_cached(&format!("SELECT {COLUMNS} FROM compute_aggregates WHERE number = ?1"))?;
+    let mut query = conn.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM compute_aggregates WHERE number = ?1"
+    ))?;
     query.query_row([number], of_row).optional()?.ok_or_else(missing)
 }
 
@@ -110,8 +114,11 @@ pub async fn create(cloud: &Cloud, ctx: &Context, name: String, zone: Option<Str
         .store
         .write(&ctx.user_id, move |conn| {
             check_name(conn, &name, -1)?;
-            let last: i64 =
-                conn.query_row("SELECT COALESCE(MAX(number), 0) FROM compute_aggregates", [], |row| row.get(0))?;
+            let last: i64 = conn.query_row(
+                "SELECT COALESCE(MAX(number), 0) FROM compute_aggregates",
+                [],
+                |row| row.get(0),
+            )?;
             let mut metadata = BTreeMap::new();
             if let Some(zone) = &zone {
                 metadata.insert("availability_zone".to_owned(), zone.clone());
@@ -267,7 +274,10 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: &str) -> Result<()> {
                     "Cannot remove host aggregate {id}: Host aggregate is not empty."
                 )));
             }
-            conn.execute("DELETE FROM compute_aggregates WHERE number = ?1", [aggregate.number])?;
+            conn.execute(
+                "DELETE FROM compute_aggregates WHERE number = ?1",
+                [aggregate.number],
+            )?;
             Ok(())
         })
         .await

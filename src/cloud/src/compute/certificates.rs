@@ -26,11 +26,7 @@ pub(super) fn check(text: &str) -> Result<(String, String)> {
         ));
     }
     let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, &pem.contents);
-    let fingerprint: Vec<String> = hash
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let fingerprint: Vec<String> = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok((text.to_owned(), fingerprint.join(":")))
 }
 
@@ -67,7 +63,11 @@ mod tests {
             .arg(path)
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 

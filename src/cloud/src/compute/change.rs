@@ -258,9 +258,7 @@ pub(super) fn rebuild(conn: &Connection, ctx: &Context, server: &mut Server, new
     server.description = new.description.unwrap_or(server.description.take());
     server.access_ip_v4 = new.access_ip_v4.unwrap_or(server.access_ip_v4.take());
     server.access_ip_v6 = new.access_ip_v6.unwrap_or(server.access_ip_v6.take());
-    server.disk_config = new
-        .disk_config
-        .unwrap_or(std::mem::take(&mut server.disk_config));
+    server.disk_config = new.disk_config.unwrap_or(std::mem::take(&mut server.disk_config));
     let wanted = if ran(server) {
         Wanted::Active
     } else {
@@ -318,11 +316,7 @@ pub(super) fn rescue(
         )));
     };
     let image = images::find(conn, ctx, id)?;
-    let gib = image
-        .virtual_size
-        .div_ceil(GIB)
-        .max(image.min_disk)
-        .max(1);
+    let gib = image.virtual_size.div_ceil(GIB).max(image.min_disk).max(1);
     server.rescue = Some(RescueDisk {
         volume,
         bytes: gib
@@ -356,7 +350,11 @@ pub(super) fn unrescue(conn: &Connection, ctx: &Context, server: &mut Server) ->
 }
 
 /// What an image of a server is to say of it.
-fn properties(conn: &Connection, ctx: &Context, server: &Server) -> Result<(BTreeMap<String, String>, Reserve)> {
+fn properties(
+    conn: &Connection,
+    ctx: &Context,
+    server: &Server,
+) -> Result<(BTreeMap<String, String>, Reserve)> {
     let mut properties = BTreeMap::new();
     let mut reserve = Reserve {
         min_disk: u32::try_from(server.root_bytes.div_ceil(GIB)).unwrap_or(u32::MAX),
@@ -386,7 +384,12 @@ fn properties(conn: &Connection, ctx: &Context, server: &Server) -> Result<(BTre
 
 /// Makes an image of the server's root disk; of a server that was booted from a volume one that names snapshots of its
 /// volumes.
-pub(super) fn create_image(conn: &Connection, ctx: &Context, server: &mut Server, new: &NewImage) -> Result<()> {
+pub(super) fn create_image(
+    conn: &Connection,
+    ctx: &Context,
+    server: &mut Server,
+    new: &NewImage,
+) -> Result<()> {
     check_metadata_count(conn, &server.project_id, new.metadata.len())?;
     let (mut properties, reserve) = properties(conn, ctx, server)?;
     properties.extend(new.metadata.clone());
@@ -420,13 +423,7 @@ pub(super) fn create_image(conn: &Connection, ctx: &Context, server: &mut Server
             },
             false,
         )?;
-        return record(
-            conn,
-            ctx,
-            server,
-            ("createImage", "api_snapshot_instance"),
-            true,
-        );
+        return record(conn, ctx, server, ("createImage", "api_snapshot_instance"), true);
     }
     snapshots::reserve(
         conn,

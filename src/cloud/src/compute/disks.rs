@@ -173,7 +173,9 @@ pub(super) fn free_position(disks: &[Disk]) -> Result<u32> {
 pub(super) fn check_device_name(name: &str) -> Result<()> {
     let rest = name.strip_prefix("/dev/").unwrap_or(name);
     let right = (1..=255).contains(&rest.len())
-        && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        && rest
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if right {
         Ok(())
     } else {

@@ -52,7 +52,12 @@ pub(super) fn mapping(image: &Image) -> Result<Option<Vec<BlockDevice>>> {
     let Some(text) = image.properties.get("block_device_mapping") else {
         return Ok(None);
     };
-    let invalid = || Error::BadRequest(format!("Image {} is invalid: its block_device_mapping.", image.id));
+    let invalid = || {
+        Error::BadRequest(format!(
+            "Image {} is invalid: its block_device_mapping.",
+            image.id
+        ))
+    };
     let list: Vec<Mapping> = serde_json::from_str(text).map_err(|_| invalid())?;
     if list.is_empty() {
         return Ok(None);
@@ -96,12 +101,18 @@ mod tests {
     fn a_tenants_mapping_is_taken_or_refused() {
         assert_eq!(mapping(&image(None)).unwrap(), None);
         assert_eq!(mapping(&image(Some("[]"))).unwrap(), None);
-        let good = format!(r#"[{{"snapshot_id": "{}", "boot_index": 0, "volume_size": 2}}]"#, Uuid::nil());
+        let good = format!(
+            r#"[{{"snapshot_id": "{}", "boot_index": 0, "volume_size": 2}}]"#,
+            Uuid::nil()
+        );
         let devices = mapping(&image(Some(&good))).unwrap().unwrap();
         assert!(devices[0].boot && devices[0].volume && devices[0].size_gib == Some(2));
         let many = format!("[{}]", vec![good.trim_matches(['[', ']']); 27].join(","));
         for bad in ["{}", "[{}]", "[1]", "x", many.as_str()] {
-            assert!(matches!(mapping(&image(Some(bad))), Err(Error::BadRequest(_))), "{bad}");
+            assert!(
+                matches!(mapping(&image(Some(bad))), Err(Error::BadRequest(_))),
+                "{bad}"
+            );
         }
     }
 }

@@ -41,8 +41,11 @@ fn of_row(row: &Row<'_>) -> rusqlite::Result<Migration> {
 
 /// A resize begins.
 pub(super) fn begin(conn: &Connection, ctx: &Context, server: &Server) -> Result<()> {
-    let last: i64 =
-        conn.query_row("SELECT COALESCE(MAX(number), 0) FROM compute_migrations", [], |row| row.get(0))?;
+    let last: i64 = conn.query_row(
+        "SELECT COALESCE(MAX(number), 0) FROM compute_migrations",
+        [],
+        |row| row.get(0),
+    )?;
     conn.prepare_cached(&format!(
         "INSERT INTO compute_migrations ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'migrating', ?7, ?7)"
     ))?

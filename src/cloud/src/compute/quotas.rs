@@ -176,7 +176,11 @@ pub(super) fn check_resize(
     let used = used(conn, project)?;
     let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let needs = [
-        (Resource::Cores, i64::from(new.vcpus) - i64::from(old.vcpus), used.cores),
+        (
+            Resource::Cores,
+            i64::from(new.vcpus) - i64::from(old.vcpus),
+            used.cores,
+        ),
         (Resource::Ram, signed(new.ram) - signed(old.ram), used.ram),
     ];
     for (resource, more, have) in needs {
@@ -291,16 +295,16 @@ pub async fn update_class(
 ) -> Result<BTreeMap<Resource, Quota>> {
     ctx.require("quota_class_sets", "update")?;
     if name != "default" {
-        return Err(Error::BadRequest(
-            "There is one quota class: 'default'.".into(),
-        ));
+        return Err(Error::BadRequest("There is one quota class: 'default'.".into()));
     }
     cloud
         .store
         .write(&ctx.user_id, move |conn| {
             for (resource, limit) in &limits {
-                conn.prepare_cached("INSERT OR REPLACE INTO compute_quotas (project_id, resource, value) VALUES ('', ?1, ?2)")?
-                    .execute(params![resource.name(), limit])?;
+                conn.prepare_cached(
+                    "INSERT OR REPLACE INTO compute_quotas (project_id, resource, value) VALUES ('', ?1, ?2)",
+                )?
+                .execute(params![resource.name(), limit])?;
             }
             of_project(conn, "")
         })

@@ -43,7 +43,11 @@ fn rule_view(conn: &Connection, rule: &Rule) -> Result<Value> {
             group = json!({"name": row.get::<_, String>(0)?, "tenant_id": row.get::<_, String>(1)?});
         }
     } else {
-        let any = if rule.ethertype == Ethertype::V4 { "0.0.0.0/0" } else { "::/0" };
+        let any = if rule.ethertype == Ethertype::V4 {
+            "0.0.0.0/0"
+        } else {
+            "::/0"
+        };
         range = json!({"cidr": rule.remote_prefix.map_or_else(|| any.to_owned(), |cidr| cidr.to_string())});
     }
     Ok(json!({
@@ -123,7 +127,12 @@ pub async fn show(cloud: &Cloud, ctx: &Context, id: &str) -> Result<SecurityGrou
 }
 
 /// Makes a group.
-pub async fn create(cloud: &Cloud, ctx: &Context, name: String, description: String) -> Result<SecurityGroup> {
+pub async fn create(
+    cloud: &Cloud,
+    ctx: &Context,
+    name: String,
+    description: String,
+) -> Result<SecurityGroup> {
     write(cloud, ctx, move |conn, ctx| {
         let fields = Fields {
             name: Some(name.clone()),
@@ -159,7 +168,10 @@ pub async fn update(
 /// Removes a group.
 pub async fn delete(cloud: &Cloud, ctx: &Context, id: &str) -> Result<()> {
     let id = parse("Security group", id)?;
-    write(cloud, ctx, move |conn, ctx| groups::delete(conn, ctx, id).map_err(as_nova)).await
+    write(cloud, ctx, move |conn, ctx| {
+        groups::delete(conn, ctx, id).map_err(as_nova)
+    })
+    .await
 }
 
 /// A rule that lets something in.

@@ -378,7 +378,11 @@ fn steps(row: Row, machine: Option<PowerState>, graceful: Duration) -> Vec<Step>
             Some(PowerState::Running | PowerState::Paused) => vec![Resume, on],
             _ => vec![off],
         },
-        Task::ResizePrep => vec![Stop(StopMode::Graceful(graceful)), PrepareRoot, Swap(Task::ResizeFinish)],
+        Task::ResizePrep => vec![
+            Stop(StopMode::Graceful(graceful)),
+            PrepareRoot,
+            Swap(Task::ResizeFinish),
+        ],
         Task::ResizeFinish if row.ran => vec![Start, Settle(VmState::Resized, Power::Running)],
         Task::ResizeFinish => vec![Settle(VmState::Resized, Power::Shutdown)],
         Task::ResizeConfirming if row.wanted == Wanted::Stopped => vec![DropOther, off],
@@ -397,7 +401,13 @@ fn steps(row: Row, machine: Option<PowerState>, graceful: Duration) -> Vec<Step>
             Settle(VmState::Rescued, Power::Running),
         ],
         Task::Unrescuing => vec![Stop(StopMode::Hard), DropRescue, Start, on],
-        Task::Shelving => vec![Stop(StopMode::Graceful(graceful)), Snapshot, Forget, DeleteDisks, Offload],
+        Task::Shelving => vec![
+            Stop(StopMode::Graceful(graceful)),
+            Snapshot,
+            Forget,
+            DeleteDisks,
+            Offload,
+        ],
         Task::Unshelving if row.placed => vec![CreateDisks, Start, DropShelved, on],
         Task::Unshelving => vec![Place],
     }

@@ -105,7 +105,10 @@ mod tests {
 
     #[test]
     fn dates_for_headers() {
-        assert_eq!(Micros(784_111_777_000_000).http_date(), "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(
+            Micros(784_111_777_000_000).http_date(),
+            "Sun, 06 Nov 1994 08:49:37 GMT"
+        );
     }
 
     #[test]

@@ -43,8 +43,8 @@ impl Place {
 }
 
 fn reserved(conn: &Connection, attachment: &attachments::Attachment) -> Result<Reserved> {
-    let volume = volume::get(conn, attachment.volume)?
-        .ok_or_else(|| Error::not_found("Volume", attachment.volume))?;
+    let volume =
+        volume::get(conn, attachment.volume)?.ok_or_else(|| Error::not_found("Volume", attachment.volume))?;
     Ok(Reserved {
         volume: attachment.volume,
         attachment: attachment.id,
@@ -151,7 +151,8 @@ pub(super) fn machine_disks(conn: &Connection, server: Uuid) -> Result<Vec<Machi
 pub(super) fn snapshot_all(conn: &Connection, ctx: &Context, server: &Server, name: &str) -> Result<String> {
     let mut mappings = Vec::new();
     for disk in disks::of_server(conn, server.id)?.iter().filter(|d| !d.local) {
-        let snapshot = volume::snapshots::create_for_server(conn, ctx, disk.volume, &format!("snapshot for {name}"))?;
+        let snapshot =
+            volume::snapshots::create_for_server(conn, ctx, disk.volume, &format!("snapshot for {name}"))?;
         let mut mapping = Map::new();
         for (key, value) in [
             ("source_type", json!("snapshot")),
@@ -159,7 +160,10 @@ pub(super) fn snapshot_all(conn: &Connection, ctx: &Context, server: &Server, na
             ("snapshot_id", json!(snapshot)),
             ("volume_size", json!(disk.size / model::units::GIB)),
             ("device_name", json!(disk.device)),
-            ("boot_index", if disk.position == 0 { json!(0) } else { json!(null) }),
+            (
+                "boot_index",
+                if disk.position == 0 { json!(0) } else { json!(null) },
+            ),
             ("delete_on_termination", json!(disk.delete_on_termination)),
             ("tag", json!(disk.tag)),
             ("device_type", json!("disk")),

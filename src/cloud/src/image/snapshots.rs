@@ -37,7 +37,11 @@ pub fn reserve(conn: &Connection, ctx: &Context, new: &Reserve, with_bytes: bool
         )));
     }
     let now = now();
-    let status = if with_bytes { Status::Saving } else { Status::Active };
+    let status = if with_bytes {
+        Status::Saving
+    } else {
+        Status::Active
+    };
     conn.prepare_cached(
         "INSERT INTO images (id, owner, status, visibility, original, min_disk, min_ram, protected, hidden, tags,
              properties, created_at, updated_at) VALUES (?1, ?2, ?3, 'private', 0, 0, 0, 0, 0, '', '{}', ?4, ?4)",
@@ -53,10 +57,7 @@ pub fn reserve(conn: &Connection, ctx: &Context, new: &Reserve, with_bytes: bool
     image.properties = new.properties.clone();
     save(conn, &image, now)?;
     if !with_bytes {
-        conn.execute(
-            "UPDATE images SET size = 0 WHERE id = ?1",
-            [new.id.to_string()],
-        )?;
+        conn.execute("UPDATE images SET size = 0 WHERE id = ?1", [new.id.to_string()])?;
     }
     load(conn, new.id)
 }
@@ -95,7 +96,15 @@ pub async fn finish(cloud: &Cloud, id: Uuid, converted: &Converted) -> Result<()
     if !there {
         cloud.drivers.disks.delete_image(id).await?;
     }
-    Ok(())
+    clear(cloud, id).await
+}
+
+/// Removes what is left of an image that was deleted while it waited for its bytes.
+///
+/// # Errors
+/// If the store cannot be written.
+pub async fn clear(cloud: &Cloud, id: Uuid) -> Result<()> {
+    super::data::purge(cloud, id).await
 }
 
 /// An image that will get no bytes any more goes, as if its owner had deleted it.

@@ -160,7 +160,10 @@ pub fn claim(
 
 /// A server has left its node.
 pub fn release(conn: &Connection, server: Uuid) -> Result<()> {
-    for table in ["placement_allocations WHERE consumer_id", "placement_consumers WHERE id"] {
+    for table in [
+        "placement_allocations WHERE consumer_id",
+        "placement_consumers WHERE id",
+    ] {
         conn.prepare_cached(&format!("DELETE FROM {table} = ?1"))?
             .execute([server.to_string()])?;
     }
@@ -168,7 +171,11 @@ pub fn release(conn: &Connection, server: Uuid) -> Result<()> {
 }
 
 /// What a consumer has taken; without a consumer: nothing.
-pub async fn show(cloud: &Cloud, ctx: &Context, id: Uuid) -> Result<(Option<Consumer>, Shares, BTreeMap<Uuid, u64>)> {
+pub async fn show(
+    cloud: &Cloud,
+    ctx: &Context,
+    id: Uuid,
+) -> Result<(Option<Consumer>, Shares, BTreeMap<Uuid, u64>)> {
     ctx.require("allocations", "list")?;
     cloud
         .store
@@ -282,7 +289,9 @@ pub async fn set(cloud: &Cloud, ctx: &Context, changes: Vec<Change>) -> Result<(
         .write(&ctx.user_id, move |conn| {
             // Those that give up go first, so that one may take what another had.
             let (go, come): (Vec<_>, Vec<_>) = changes.iter().partition(|c| c.shares.is_empty());
-            go.into_iter().chain(come).try_for_each(|change| apply(conn, change))
+            go.into_iter()
+                .chain(come)
+                .try_for_each(|change| apply(conn, change))
         })
         .await
 }

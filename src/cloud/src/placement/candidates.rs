@@ -4,8 +4,8 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 use super::allocations::{self, Amounts};
-use super::providers::{self, Inventory, Provider};
 use super::names;
+use super::providers::{self, Inventory, Provider};
 use crate::{Cloud, Context, Error, Result};
 
 /// What a provider must have and be.

@@ -224,7 +224,10 @@ pub async fn traits(cloud: &Cloud, ctx: &Context, filter: TraitFilter) -> Result
             let mut found = Vec::new();
             let all = standard_traits().map(str::to_owned);
             for name in all.chain(made(conn, "placement_traits")?) {
-                if filter.prefix.as_ref().is_some_and(|prefix| !name.starts_with(prefix))
+                if filter
+                    .prefix
+                    .as_ref()
+                    .is_some_and(|prefix| !name.starts_with(prefix))
                     || filter.names.as_ref().is_some_and(|names| !names.contains(&name))
                 {
                     continue;

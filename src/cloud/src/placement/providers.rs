@@ -112,7 +112,9 @@ impl Provider {
 
 /// The provider of this id.
 pub fn get(conn: &Connection, id: Uuid) -> Result<Option<Provider>> {
-    let mut query = conn.prepare_cached(&format!("SELECT {COLUMNS} FROM placement_providers WHERE id = ?1"))?;
+    let mut query = conn.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM placement_providers WHERE id = ?1"
+    ))?;
     Ok(query.query_row([id.to_string()], of_row).optional()?)
 }
 
@@ -139,8 +141,9 @@ pub(super) fn ensure(conn: &Connection, id: Uuid, name: &str) -> Result<Provider
 }
 
 pub(super) fn all(conn: &Connection) -> Result<Vec<Provider>> {
-    let mut query =
-        conn.prepare_cached(&format!("SELECT {COLUMNS} FROM placement_providers ORDER BY created_at, id"))?;
+    let mut query = conn.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM placement_providers ORDER BY created_at, id"
+    ))?;
     Ok(query.query_map([], of_row)?.collect::<rusqlite::Result<_>>()?)
 }
 
@@ -243,7 +246,11 @@ pub fn aggregates_of(conn: &Connection, id: Uuid) -> Result<BTreeSet<String>> {
     )
 }
 
-pub(super) fn save_traits(conn: &Connection, provider: &mut Provider, traits: &BTreeSet<String>) -> Result<()> {
+pub(super) fn save_traits(
+    conn: &Connection,
+    provider: &mut Provider,
+    traits: &BTreeSet<String>,
+) -> Result<()> {
     for name in traits {
         if !names::has_trait(conn, name)? {
             let name: String = name.chars().take(64).collect();
@@ -333,7 +340,9 @@ fn check_name(conn: &Connection, id: Uuid, name: &str) -> Result<()> {
 fn check_parent(conn: &Connection, id: Uuid, parent: Option<Uuid>) -> Result<()> {
     let Some(parent) = parent else { return Ok(()) };
     if parent == id {
-        return Err(Error::BadRequest("parent provider UUID cannot be same as UUID.".into()));
+        return Err(Error::BadRequest(
+            "parent provider UUID cannot be same as UUID.".into(),
+        ));
     }
     if get(conn, parent)?.is_none() {
         return Err(Error::BadRequest("parent provider UUID does not exist.".into()));
@@ -422,7 +431,9 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: Uuid) -> Result<()> {
             if exists("SELECT 1 FROM placement_providers WHERE parent_id = ?1")? {
                 return Err(in_use(
                     "placement.resource_provider.cannot_delete_parent",
-                    format!("Unable to delete parent resource provider {id}: It has child resource providers."),
+                    format!(
+                        "Unable to delete parent resource provider {id}: It has child resource providers."
+                    ),
                 ));
             }
             if exists("SELECT 1 FROM placement_allocations WHERE provider_id = ?1")? {

@@ -291,7 +291,9 @@ fn servers_of(event: &store::Event) -> impl Iterator<Item = Uuid> + '_ {
     event
         .changes
         .iter()
-        .filter(|change| ["compute_servers", "compute_disks", "compute_plugs"].contains(&change.table.as_str()))
+        .filter(|change| {
+            ["compute_servers", "compute_disks", "compute_plugs"].contains(&change.table.as_str())
+        })
         .filter_map(|change| match change.key.first() {
             Some(Value::Text(id)) => id.parse().ok(),
             _ => None,

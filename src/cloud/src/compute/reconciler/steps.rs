@@ -248,7 +248,11 @@ async fn volumes_ready(shared: &Shared, server: &Server, slot: &Slot) -> Result<
     let id = server.id;
     let mut events = shared.cloud.store.subscribe();
     loop {
-        let ready = shared.cloud.store.read(move |conn| volumes::ready(conn, id)).await?;
+        let ready = shared
+            .cloud
+            .store
+            .read(move |conn| volumes::ready(conn, id))
+            .await?;
         match ready {
             Ready::Yes => return Ok(true),
             Ready::Never(volume) => {
@@ -273,7 +277,11 @@ async fn volumes_ready(shared: &Shared, server: &Server, slot: &Slot) -> Result<
 /// The server's disks that are not its root.
 async fn disks_of(shared: &Shared, server: &Server) -> Result<Vec<Disk>> {
     let id = server.id;
-    shared.cloud.store.read(move |conn| disks::of_server(conn, id)).await
+    shared
+        .cloud
+        .store
+        .read(move |conn| disks::of_server(conn, id))
+        .await
 }
 
 async fn create_disks(shared: &Shared, server: &Server) -> Result<(), Failure> {
@@ -347,6 +355,8 @@ async fn snapshot(shared: &Shared, server: &Server) -> Result<(), Failure> {
         let pool = &shared.cloud.drivers.disks;
         let converted = pool.image_from_volume(server.root_volume, image).await?;
         crate::image::snapshots::finish(&shared.cloud, image, &converted).await?;
+    } else {
+        crate::image::snapshots::clear(&shared.cloud, image).await?;
     }
     Ok(())
 }
@@ -619,7 +629,11 @@ async fn plug_port(shared: &Shared, server: &Server, plug: &Plug) -> Result<()> 
     } else {
         machines.detach_port(id, plug.port).await
     };
-    let error = tell(server, if plug.attach { "attach port" } else { "detach port" }, done);
+    let error = tell(
+        server,
+        if plug.attach { "attach port" } else { "detach port" },
+        done,
+    );
     let (server, plug) = (server.clone(), plug.clone());
     shared
         .cloud

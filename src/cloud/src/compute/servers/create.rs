@@ -152,7 +152,11 @@ pub async fn create(cloud: &Cloud, ctx: &Context, mut create: Create) -> Result<
             let reservation_id = reservation_id.clone();
             move |conn| {
                 let zone = aggregates::zone_of(conn, &node, &settings)?;
-                if create.availability_zone.as_ref().is_some_and(|asked| *asked != zone) {
+                if create
+                    .availability_zone
+                    .as_ref()
+                    .is_some_and(|asked| *asked != zone)
+                {
                     return Err(Error::BadRequest(
                         "The requested availability zone is not available".into(),
                     ));
@@ -217,10 +221,7 @@ fn insert(
     place: &Place,
 ) -> Result<Vec<Uuid>> {
     let flavor = flavors::find(conn, ctx, &create.flavor).map_err(as_bad_request)?;
-    let mut image = create
-        .image
-        .map(|id| images::find(conn, ctx, id))
-        .transpose()?;
+    let mut image = create.image.map(|id| images::find(conn, ctx, id)).transpose()?;
     // An image of a server that was booted from a volume names snapshots of its volumes.
     let mapped = match &image {
         Some(image) => images::mapping(image)?,
@@ -334,7 +335,8 @@ fn insert(
                 .execute(params![id.to_string(), data])?;
         }
         for request in &networks {
-            let port = ports::create_for_server(conn, ctx, id, &request.request, &groups).map_err(as_bad_request)?;
+            let port =
+                ports::create_for_server(conn, ctx, id, &request.request, &groups).map_err(as_bad_request)?;
             if let Some(tag) = &request.tag {
                 conn.execute(
                     "INSERT OR REPLACE INTO compute_port_tags (port_id, server_id, tag) VALUES (?1, ?2, ?3)",
@@ -399,7 +401,9 @@ fn check_devices(
         ));
     }
     if swaps > 1 || (swaps == 1 && flavor.swap == 0) {
-        return Err(invalid("Swap drive requested is larger than instance type allows."));
+        return Err(invalid(
+            "Swap drive requested is larger than instance type allows.",
+        ));
     }
     Ok(())
 }

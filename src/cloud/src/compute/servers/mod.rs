@@ -26,8 +26,8 @@ pub(super) use create::{check_metadata_count, root_size};
 pub use list::{Filter, Sort, SortKey, TagFilter, list};
 pub(super) use update::check_lock;
 pub use update::{
-    MetadataChange, TagChange, Update, change_metadata, change_tags, console_log, diagnostics, interfaces, update,
-    user_data_of,
+    MetadataChange, TagChange, Update, change_metadata, change_tags, console_log, diagnostics, interfaces,
+    update, user_data_of,
 };
 
 /// The most tags that a server may have.
@@ -355,16 +355,15 @@ impl Server {
     pub(super) fn most(&self) -> (u32, u64) {
         let other = self.exchange.as_ref().and_then(|e| e.flavor.as_ref());
         other.map_or((self.flavor.vcpus, self.flavor.ram), |other| {
-            (
-                self.flavor.vcpus.max(other.vcpus),
-                self.flavor.ram.max(other.ram),
-            )
+            (self.flavor.vcpus.max(other.vcpus), self.flavor.ram.max(other.ram))
         })
     }
 
     /// Exchanges flavor and root volume for the others.
     pub(super) fn exchange(&mut self) {
-        let Some(exchange) = &mut self.exchange else { return };
+        let Some(exchange) = &mut self.exchange else {
+            return;
+        };
         if let Some(flavor) = &mut exchange.flavor {
             std::mem::swap(flavor, &mut self.flavor);
         }
@@ -385,7 +384,11 @@ impl Server {
         } else {
             self.root_bytes
         };
-        let other = self.exchange.as_ref().and_then(|e| e.root).map_or(0, |(_, bytes)| bytes);
+        let other = self
+            .exchange
+            .as_ref()
+            .and_then(|e| e.root)
+            .map_or(0, |(_, bytes)| bytes);
         let rescue = self.rescue.as_ref().map_or(0, |r| r.bytes);
         own.saturating_add(other).saturating_add(rescue)
     }

@@ -1,5 +1,8 @@
 //! The loop against drivers that remember, fail and hang.
 
+mod changes;
+mod plugs;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -262,6 +265,20 @@ async fn prepared(vm: VmState, action: Option<Action>) -> (World, Uuid) {
     (world, id)
 }
 
+/// After it the row is another one.
+fn ends_a_plan(step: Step) -> bool {
+    matches!(
+        step,
+        Step::Place
+            | Step::Proceed(_)
+            | Step::Swap(_)
+            | Step::Settle(..)
+            | Step::Done
+            | Step::Offload
+            | Step::Bury
+    )
+}
+
 /// Where an action leads.
 fn ended(server: &Server, action: &Option<Action>) -> bool {
     match action {
@@ -298,10 +315,7 @@ async fn every_step_may_be_repeated_and_the_daemon_may_die_after_each() {
                             "{step:?}"
                         );
                     }
-                    if matches!(
-                        step,
-                        Step::Place | Step::Proceed(_) | Step::Settle(..) | Step::Bury
-                    ) {
+                    if ends_a_plan(step) {
                         break;
                     }
                 }

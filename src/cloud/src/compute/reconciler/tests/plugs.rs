@@ -1,0 +1,289 @@
+//! Volumes and disks of servers.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::compute::attach::{self, NewVolume};
+use crate::compute::disks::DiskState;
+use crate::compute::servers::{BlockDevice, BlockSource, Create, Networks};
+use crate::volume;
+
+impl World {
+    /// A volume of one GiB whose bytes are there.
+    async fn volume(&self) -> Uuid {
+        let new = volume::NewVolume {
+            size: Some(1),
+            ..Default::default()
+        };
+        let made = volume::create(&self.test.cloud, &self.admin, new).await.unwrap();
+        self.until_volume(made.id, Some("available")).await;
+        made.id
+    }
+
+    /// Waits until the volume is in this state; `None`: until it is gone.
+    async fn until_volume(&self, id: Uuid, wanted: Option<&str>) {
+        let mut events = self.test.cloud.store.subscribe();
+        let wait = async {
+            loop {
+                let found = self
+                    .test
+                    .cloud
+                    .store
+                    .read(move |conn| volume::get(conn, id))
+                    .await
+                    .unwrap();
+                if found.map(|v| v.status.name()) == wanted {
+                    return;
+                }
+                events.recv().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait)
+            .await
+            .unwrap_or_else(|_| panic!("the volume never is {wanted:?}"));
+    }
+
+    async fn disks(&self, id: Uuid) -> Vec<(Uuid, DiskState)> {
+        attach::volumes_of(&self.test.cloud, &self.admin, &id.to_string())
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|d| (d.volume, d.state))
+            .collect()
+    }
+
+    async fn attach(&self, id: Uuid, volume: Uuid) -> crate::Result<()> {
+        let new = NewVolume {
+            volume,
+            ..Default::default()
+        };
+        attach::attach_volume(&self.test.cloud, &self.admin, &id.to_string(), new)
+            .await
+            .map(drop)
+    }
+
+    async fn detach(&self, id: Uuid, volume: Uuid) -> crate::Result<()> {
+        attach::detach_volume(
+            &self.test.cloud,
+            &self.admin,
+            &id.to_string(),
+            &volume.to_string(),
+        )
+        .await
+    }
+
+    fn has(&self, id: Uuid, volume: Uuid) -> bool {
+        let state = self.test.drivers.state();
+        let machine = state.machines.get(&id);
+        machine.is_some_and(|(machine, _)| machine.disks.iter().any(|disk| disk.volume == volume))
+    }
+
+    async fn with_volumes() -> World {
+        let mut world = World::furnished().await;
+        world.start();
+        volume::spawn(world.test.cloud.clone());
+        world
+    }
+}
+
+#[tokio::test]
+async fn a_volume_comes_to_a_machine_and_leaves_it() {
+    let world = World::with_volumes().await;
+    let (id, volume) = (world.active().await, world.volume().await);
+    world.attach(id, volume).await.unwrap();
+    world.until_volume(volume, Some("in-use")).await;
+    assert!(world.has(id, volume));
+    assert_eq!(world.disks(id).await, [(volume, DiskState::Attached)]);
+    assert!(matches!(
+        world.attach(id, volume).await,
+        Err(Error::BadRequest(_))
+    ));
+    // It stays across a restart of the machine.
+    world.act(id, Action::Reboot { hard: true }).await;
+    world.rests(id, VmState::Active).await;
+    assert!(world.has(id, volume));
+    world.detach(id, volume).await.unwrap();
+    world.until_volume(volume, Some("available")).await;
+    assert!(!world.has(id, volume) && world.disks(id).await.is_empty());
+    assert!(world.detach(id, volume).await.is_err());
+}
+
+#[tokio::test]
+async fn a_volume_of_a_server_that_is_off_comes_with_its_start_and_stays_after_its_end() {
+    let world = World::with_volumes().await;
+    let (id, volume) = (world.active().await, world.volume().await);
+    world.act(id, Action::Stop).await;
+    world.rests(id, VmState::Stopped).await;
+    world.attach(id, volume).await.unwrap();
+    world.until_volume(volume, Some("in-use")).await;
+    world.act(id, Action::Start).await;
+    world.rests(id, VmState::Active).await;
+    assert!(world.has(id, volume));
+    world.act(id, Action::Delete).await;
+    world.until(id, |s| s.deleted).await;
+    world.until_volume(volume, Some("available")).await;
+}
+
+#[tokio::test]
+async fn what_a_node_cannot_plug_is_taken_back() {
+    let world = World::with_volumes().await;
+    let (id, volume) = (world.active().await, world.volume().await);
+    let no = || DriverError::Failed("no".into());
+    world.test.drivers.fail_next("attach_disk", no());
+    world.attach(id, volume).await.unwrap();
+    world.until_volume(volume, Some("available")).await;
+    assert!(world.disks(id).await.is_empty());
+    world.attach(id, volume).await.unwrap();
+    world.until_volume(volume, Some("in-use")).await;
+    world.test.drivers.fail_next("detach_disk", no());
+    let mut events = world.test.cloud.store.subscribe();
+    world.detach(id, volume).await.unwrap();
+    while world.disks(id).await != [(volume, DiskState::Attached)] {
+        events.recv().await.unwrap();
+    }
+    world.until_volume(volume, Some("in-use")).await;
+    assert!(world.get(id).await.fault.is_none());
+}
+
+#[tokio::test]
+async fn a_daemon_that_dies_in_between_ends_what_was_asked() {
+    let mut world = World::with_volumes().await;
+    let (id, volume) = (world.active().await, world.volume().await);
+    world.kill().await;
+    world.attach(id, volume).await.unwrap();
+    assert_eq!(world.disks(id).await, [(volume, DiskState::Attaching)]);
+    world.start();
+    world.until_volume(volume, Some("in-use")).await;
+    assert!(world.has(id, volume));
+}
+
+fn create(image: Option<Uuid>, devices: Vec<BlockDevice>) -> Create {
+    Create {
+        name: "vm".into(),
+        description: None,
+        hostname: None,
+        image,
+        devices,
+        flavor: "g".into(),
+        networks: Networks::None,
+        security_groups: Vec::new(),
+        key_name: None,
+        user_data: None,
+        config_drive: false,
+        metadata: BTreeMap::new(),
+        tags: Vec::new(),
+        min_count: 1,
+        max_count: 1,
+        availability_zone: None,
+        host: None,
+        access_ip_v4: None,
+        access_ip_v6: None,
+        disk_config: "MANUAL".into(),
+        server_group: None,
+    }
+}
+
+fn device(source: BlockSource, size: Option<u32>, boot: bool) -> BlockDevice {
+    BlockDevice {
+        source,
+        volume: true,
+        size_gib: size,
+        boot,
+        swap: false,
+        delete_on_termination: boot,
+        tag: None,
+        volume_type: None,
+    }
+}
+
+#[tokio::test]
+async fn a_server_boots_from_a_volume_that_goes_with_it() {
+    let world = World::with_volumes().await;
+    let devices = vec![
+        device(BlockSource::Image(Uuid::from_u128(7)), Some(3), true),
+        device(BlockSource::Blank, Some(1), false),
+    ];
+    let made = servers::create(&world.test.cloud, &world.admin, create(None, devices))
+        .await
+        .unwrap();
+    let id = made.servers[0];
+    let server = world.rests(id, VmState::Active).await;
+    assert!(server.volume_backed && server.image_id.is_none());
+    assert_eq!(server.root_bytes, 3 << 30);
+    let disks = world.disks(id).await;
+    assert_eq!(disks.len(), 2);
+    assert_eq!(disks[0], (server.root_volume, DiskState::Attached));
+    let order: Vec<Uuid> = world.test.drivers.state().machines[&id]
+        .0
+        .disks
+        .iter()
+        .map(|disk| disk.volume)
+        .collect();
+    assert_eq!(order, [disks[0].0, disks[1].0]);
+    // Its own root cannot leave it.
+    assert!(matches!(
+        world.detach(id, server.root_volume).await,
+        Err(Error::Forbidden(_))
+    ));
+    world.act(id, Action::Delete).await;
+    world.until(id, |s| s.deleted).await;
+    world.until_volume(server.root_volume, None).await;
+    world.until_volume(disks[1].0, Some("available")).await;
+}
+
+#[tokio::test]
+async fn a_volume_that_cannot_be_made_is_the_servers_fault() {
+    let world = World::with_volumes().await;
+    world
+        .test
+        .drivers
+        .fail_next("create_volume", DriverError::Failed("no".into()));
+    let devices = vec![device(BlockSource::Image(Uuid::from_u128(7)), Some(3), true)];
+    let made = servers::create(&world.test.cloud, &world.admin, create(None, devices))
+        .await
+        .unwrap();
+    let server = world.rests(made.servers[0], VmState::Error).await;
+    assert!(
+        server
+            .fault
+            .unwrap()
+            .message
+            .contains("did not finish being created")
+    );
+}
+
+#[tokio::test]
+async fn a_server_has_one_disk_to_boot_from() {
+    let world = World::with_volumes().await;
+    let volume = world.volume().await;
+    let image = Some(Uuid::from_u128(7));
+    for (image, devices, word) in [
+        (
+            image,
+            vec![device(BlockSource::Volume(volume), None, true)],
+            "Boot sequence",
+        ),
+        (
+            None,
+            vec![device(BlockSource::Volume(volume), None, false)],
+            "Boot sequence",
+        ),
+        (
+            None,
+            vec![device(BlockSource::Volume(volume), None, true)],
+            "not bootable",
+        ),
+        (
+            None,
+            vec![device(BlockSource::Volume(Uuid::nil()), None, true)],
+            "could not be found",
+        ),
+    ] {
+        let error = servers::create(&world.test.cloud, &world.admin, create(image, devices))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::BadRequest(_)), "{error:?}");
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    world.until_volume(volume, Some("available")).await;
+}
