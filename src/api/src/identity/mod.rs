@@ -138,7 +138,10 @@ fn v3() -> Router<AppState> {
         .route("/roles/{id}/implies", get(roles::implied))
         .route(
             "/roles/{id}/implies/{implied}",
-            get(roles::implies).put(roles::imply).delete(roles::unimply),
+            get(roles::implies)
+                .head(roles::is_implied)
+                .put(roles::imply)
+                .delete(roles::unimply),
         )
         .route("/role_inferences", get(roles::inferences))
         .route("/role_assignments", get(assignments::list))

@@ -94,6 +94,18 @@ pub(super) async fn implies(
     )
 }
 
+pub(super) async fn is_implied(
+    State(state): State<AppState>,
+    Auth(ctx): Auth,
+    Path((id, implied)): Path<(String, String)>,
+) -> Answer {
+    let (_, all) = roles::implied(&state.cloud, &ctx, &id).await?;
+    match all.iter().any(|role| role.id == implied) {
+        true => Ok(no_content()),
+        false => Err(cloud::Error::not_found("implied role", implied).into()),
+    }
+}
+
 pub(super) async fn imply(
     State(state): State<AppState>,
     Auth(ctx): Auth,

@@ -384,7 +384,15 @@ async fn many_are_made_at_once_or_none() {
     );
     let rest = api.get(&next[next.find("/v2.0").unwrap()..]).await;
     assert_eq!(names(&rest["networks"]), ["b", "a"]);
-    assert_eq!(rest["networks_links"][0]["rel"], "previous");
+    assert_eq!(rest["networks_links"][1]["rel"], "previous");
+    // The page is full, so there may be more behind it; the next one is empty and the last.
+    let next = rest["networks_links"][0]["href"].as_str().unwrap();
+    let end = api.get(&next[next.find("/v2.0").unwrap()..]).await;
+    assert_eq!(
+        (&end["networks"], &end["networks_links"][0]["rel"]),
+        (&json!([]), &json!("previous"))
+    );
+    assert_eq!(end["networks_links"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

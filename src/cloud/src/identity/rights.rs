@@ -92,7 +92,7 @@ pub(super) fn manageable(cloud: &Cloud, ctx: &Context, role_id: &str) -> Result<
     let directory = cloud.identity.directory();
     let names = directory.closure([role_id.to_owned()]);
     let known = names.iter().filter_map(|id| directory.roles.get(id));
-    if known.clone().count() > 0 && known.clone().all(|name| managed(name)) {
+    if known.clone().count() > 0 && known.clone().all(managed) {
         return Ok(());
     }
     Err(forbidden("grants", "create"))

@@ -119,9 +119,10 @@ impl Network {
             }
         }
         if let Some(mtu) = fields.mtu.filter(|mtu| *mtu != 0) {
-            if mtu > config.mtu {
+            // Less than IPv4's own minimum no network card takes.
+            if mtu < 68 || mtu > config.mtu {
                 return Err(invalid(format_args!(
-                    "Requested MTU is too big, maximum is {}",
+                    "Requested MTU is not between 68 and {}",
                     config.mtu
                 )));
             }

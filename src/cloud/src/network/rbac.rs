@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
-use super::errors::{bad, conflict, disallowed, missing};
+use super::errors::{bad, conflict, disallowed, invalid, missing};
 use super::networks::{self, Network};
 use super::quotas::{self, Resource};
 use super::rows::{self, Condition, Meta, Where};
@@ -102,7 +102,11 @@ pub fn create(conn: &Connection, ctx: &Context, fields: &Fields) -> Result<Polic
         .ok_or_else(|| required("target_tenant"))?;
     let object_id = fields.object_id.ok_or_else(|| required("object_id"))?;
     let mut network = networks::get(conn, ctx, object_id)?;
-    rows::check_owner(ctx, &network.meta, "rule:create_rbac_policy")?;
+    if !network.is_owned_by(ctx) {
+        return Err(invalid(
+            "Only admins can manipulate policies on objects they do not own",
+        ));
+    }
     check_target(ctx, "create", target)?;
     let project = rows::owner(ctx, fields.project_id.as_deref())?;
     quotas::charge(conn, &project, Resource::RbacPolicy, 1)?;

@@ -136,7 +136,7 @@ async fn access_lists_open_and_close() {
     acl::set(c, &ann, id, false, open, true).await.unwrap();
     assert_eq!(
         acl::show(c, &ann, id, false).await.unwrap().users,
-        [bob.user_id.clone()]
+        std::slice::from_ref(&bob.user_id)
     );
     payload(c, &col, id).await.unwrap();
     acl::remove(c, &ann, id, false).await.unwrap();
