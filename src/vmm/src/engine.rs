@@ -59,6 +59,25 @@ pub struct PlannedNic {
     pub mtu: u16,
 }
 
+/// A device that comes at run time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PlannedDevice {
+    /// A disk.
+    Disk(PlannedDisk),
+    /// A network interface.
+    Nic(PlannedNic),
+}
+
+impl PlannedDevice {
+    /// Its socket's file name, by which it is known.
+    pub fn socket(&self) -> &str {
+        match self {
+            PlannedDevice::Disk(disk) => &disk.socket,
+            PlannedDevice::Nic(nic) => &nic.socket,
+        }
+    }
+}
+
 /// Why an engine could not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -74,6 +93,12 @@ pub enum EngineError {
     /// The monitor's connection failed.
     #[error("the guest's monitor: {0}")]
     Monitor(#[from] crate::qemu::QmpError),
+    /// The guest keeps a device that is to be taken from it.
+    #[error("the guest does not let go of the device {0}: its system may still be starting, or use it")]
+    Kept(String),
+    /// There is no place for one more device.
+    #[error("the guest has no free slot for one more device")]
+    NoSlot,
     /// It does not end, although it was killed.
     #[error("the guest's process does not end within {0:?}; the host's kernel may be stuck")]
     Immortal(Duration),
@@ -104,6 +129,13 @@ pub trait Engine: Send + Sync {
     async fn pause(&self, id: Uuid) -> Result<(), EngineError>;
     /// Let them run again.
     async fn resume(&self, id: Uuid) -> Result<(), EngineError>;
+    /// Give a running machine one more device. It has it already: nothing happens.
+    async fn plug(&self, id: Uuid, device: &PlannedDevice) -> Result<(), EngineError>;
+    /// Take a device from a running machine, by its socket's file name, and wait until its guest has let go of it. It does not
+    /// have it, or does not run: nothing happens.
+    async fn unplug(&self, id: Uuid, socket: &str) -> Result<(), EngineError>;
+    /// A disk's owner serves this many bytes from now on: tell the guest.
+    async fn resize(&self, id: Uuid, socket: &str, bytes: u64) -> Result<(), EngineError>;
     /// Take over all machines that an earlier daemon started. One that ended meanwhile is reported as an event.
     async fn adopt(&self) -> Result<(), EngineError>;
     /// Machines that have a process.

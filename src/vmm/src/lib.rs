@@ -12,4 +12,4 @@ pub mod tap;
 
 pub use choice::{Accelerator, Choice, EngineKind, choose, cpuinfo};
 pub use end::End;
-pub use engine::{Engine, EngineError, Plan, PlannedDisk, PlannedNic};
+pub use engine::{Engine, EngineError, Plan, PlannedDevice, PlannedDisk, PlannedNic};

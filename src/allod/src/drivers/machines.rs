@@ -2,9 +2,9 @@
 //!
 //! A machine's folder, `<state>/machines/<id>`, is private to the daemon:
 //! ```text
-//! machine.json        what it was started with, for the next daemon
-//! sockets/            disk0, disk1, net0, …: all that the guest's engine sees of the host's sockets
-//! disk0.control, …    control sockets of the disks' owners
+//! machine.json        what it is made of by now, for the next daemon
+//! sockets/            disk-…, net-…, config: all that the guest's engine sees of the host's sockets
+//! disk-….control, …   control sockets of the disks' owners
 //! config-drive.img    its config drive
 //! console.*.log, qmp.sock, exit.json: the engine's
 //! ```
@@ -25,7 +25,7 @@ use process::child::Launcher;
 use tokio::sync::broadcast;
 use tracing::{error, info, warn};
 use uuid::Uuid;
-use vmm::{Engine, Plan, PlannedDisk, PlannedNic, console};
+use vmm::{Engine, Plan, PlannedDevice, PlannedDisk, PlannedNic, console};
 
 use super::disks::DisksDriver;
 use super::failed;
@@ -57,7 +57,8 @@ struct Shared {
 /// What belongs to a running machine besides its engine.
 #[derive(Default)]
 struct Parts {
-    owners: Vec<Owner>,
+    /// By volume; the config drive's by the machine.
+    owners: Vec<(Uuid, Owner)>,
     ports: Vec<Uuid>,
 }
 
@@ -206,24 +207,90 @@ impl Machines for MachinesDriver {
         Ok(())
     }
 
-    async fn attach_disk(&self, machine: Uuid, _: &MachineDisk) -> Result<(), DriverError> {
-        self.shared.unchangeable(machine)
+    async fn attach_disk(&self, machine: Uuid, disk: &MachineDisk) -> Result<(), DriverError> {
+        let shared = &self.shared;
+        let parts = shared.parts(machine);
+        let mut parts = parts.lock().await;
+        if !shared.runs(machine) {
+            return Ok(());
+        }
+        // Written down first: should this daemon end now, the next one finds what it has begun.
+        let described = shared.describe(machine, |machine| {
+            if !machine.disks.iter().any(|other| other.volume == disk.volume) {
+                machine.disks.push(disk.clone());
+            }
+        })?;
+        let attached = shared.attach_disk(&described, disk.volume, &mut parts).await;
+        if let Err(error) = &attached
+            && let Err(second) = shared.detach_disk(machine, disk.volume, &mut parts).await
+        {
+            error!(server = %machine, volume = %disk.volume, %error, %second, "clean-up after a failed attachment");
+        }
+        attached
     }
 
-    async fn detach_disk(&self, machine: Uuid, _: Uuid) -> Result<(), DriverError> {
-        self.shared.unchangeable(machine)
+    async fn detach_disk(&self, machine: Uuid, volume: Uuid) -> Result<(), DriverError> {
+        let parts = self.shared.parts(machine);
+        let mut parts = parts.lock().await;
+        if !self.shared.runs(machine) {
+            return Ok(());
+        }
+        self.shared.detach_disk(machine, volume, &mut parts).await
     }
 
-    async fn resize_disk(&self, _: Uuid, _: u64) -> Result<(), DriverError> {
-        Ok(())
+    async fn resize_disk(&self, volume: Uuid, size: u64) -> Result<(), DriverError> {
+        let shared = &self.shared;
+        let Some(machine) = shared.machine_with(volume)? else {
+            return Ok(());
+        };
+        let parts = shared.parts(machine);
+        let parts = parts.lock().await;
+        let Some((_, owner)) = parts.owners.iter().find(|(id, _)| *id == volume) else {
+            return Ok(());
+        };
+        shared.describe(machine, |machine| {
+            for disk in &mut machine.disks {
+                if disk.volume == volume {
+                    disk.size = size;
+                }
+            }
+        })?;
+        owner.resize(size).await?;
+        if !shared.runs(machine) {
+            return Ok(());
+        }
+        let socket = disk_socket(volume);
+        shared.engine.resize(machine, &socket, size).await.map_err(failed)
     }
 
-    async fn attach_port(&self, machine: Uuid, _: &MachineNic) -> Result<(), DriverError> {
-        self.shared.unchangeable(machine)
+    async fn attach_port(&self, machine: Uuid, nic: &MachineNic) -> Result<(), DriverError> {
+        let shared = &self.shared;
+        let parts = shared.parts(machine);
+        let mut parts = parts.lock().await;
+        if !shared.runs(machine) {
+            return Ok(());
+        }
+        shared.describe(machine, |machine| {
+            if !machine.nics.iter().any(|other| other.port == nic.port) {
+                machine.nics.push(nic.clone());
+            }
+        })?;
+        let attached = shared.attach_port(machine, nic, &mut parts).await;
+        if let Err(error) = &attached
+            && let Err(second) = shared.detach_port(machine, nic.port, &mut parts).await
+        {
+            error!(server = %machine, port = %nic.port, %error, %second, "clean-up after a failed attachment");
+        }
+        attached
     }
 
-    async fn detach_port(&self, machine: Uuid, _: Uuid) -> Result<(), DriverError> {
-        self.shared.unchangeable(machine)
+    async fn detach_port(&self, machine: Uuid, port: Uuid) -> Result<(), DriverError> {
+        let parts = self.shared.parts(machine);
+        let mut parts = parts.lock().await;
+        if !self.shared.runs(machine) {
+            return Ok(());
+        }
+        self.shared.detach_port(machine, port, &mut parts).await
     }
 
     async fn list(&self) -> Result<Vec<(Uuid, PowerState)>, DriverError> {
@@ -275,12 +342,101 @@ impl Shared {
         self.engine.list().iter().any(|(other, _)| *other == id)
     }
 
-    /// Devices of running machines are not changed yet.
-    fn unchangeable(&self, id: Uuid) -> Result<(), DriverError> {
-        if self.runs(id) {
-            return Err(DriverError::Failed(
-                "a running server's devices cannot be changed: stop it first".into(),
-            ));
+    /// Changes what is written down of a running machine, and returns it.
+    fn describe(&self, id: Uuid, change: impl FnOnce(&mut Machine)) -> Result<Machine, DriverError> {
+        let folder = self.folder(id);
+        let mut machine = read_machine(&folder).map_err(failed)?;
+        let before = machine.clone();
+        change(&mut machine);
+        if machine != before {
+            write_machine(&folder, &machine).map_err(failed)?;
+        }
+        Ok(machine)
+    }
+
+    /// The machine that has a volume.
+    fn machine_with(&self, volume: Uuid) -> Result<Option<Uuid>, DriverError> {
+        Ok(known(&self.folder).map_err(failed)?.into_iter().find(|id| {
+            read_machine(&self.folder(*id))
+                .is_ok_and(|machine| machine.disks.iter().any(|disk| disk.volume == volume))
+        }))
+    }
+
+    /// The disk's owner, then the device.
+    async fn attach_disk(
+        &self,
+        machine: &Machine,
+        volume: Uuid,
+        parts: &mut Parts,
+    ) -> Result<(), DriverError> {
+        let disk = self.disks_of(machine).into_iter().find(|(id, _)| *id == volume);
+        let (_, disk) = disk.ok_or_else(|| failed("a disk that is not written down"))?;
+        let planned = planned(&disk);
+        if !parts.owners.iter().any(|(id, _)| *id == volume) {
+            let owner = Owner::keep(self.launcher.clone(), disk).await?;
+            parts.owners.push((volume, owner));
+        }
+        self.engine
+            .plug(machine.id, &PlannedDevice::Disk(planned))
+            .await
+            .map_err(failed)
+    }
+
+    /// The device, then its owner, then what is written down of it.
+    async fn detach_disk(&self, machine: Uuid, volume: Uuid, parts: &mut Parts) -> Result<(), DriverError> {
+        self.engine
+            .unplug(machine, &disk_socket(volume))
+            .await
+            .map_err(failed)?;
+        if let Some(at) = parts.owners.iter().position(|(id, _)| *id == volume) {
+            let (_, owner) = parts.owners.remove(at);
+            owner.stop(self.launcher.clone()).await?;
+        }
+        self.forget_device(machine, |machine| {
+            machine.disks.retain(|disk| disk.volume != volume);
+        })
+    }
+
+    /// The switch's side, then the device.
+    async fn attach_port(
+        &self,
+        machine: Uuid,
+        nic: &MachineNic,
+        parts: &mut Parts,
+    ) -> Result<(), DriverError> {
+        let path = nic_socket(&self.folder(machine), nic.port);
+        if !parts.ports.contains(&nic.port) {
+            parts.ports.push(nic.port);
+            self.switch.plug(nic.port, path.clone()).await?;
+        }
+        let planned = PlannedNic {
+            socket: file_name(&path),
+            mac: nic.mac,
+            mtu: nic.mtu,
+        };
+        self.engine
+            .plug(machine, &PlannedDevice::Nic(planned))
+            .await
+            .map_err(failed)
+    }
+
+    async fn detach_port(&self, machine: Uuid, port: Uuid, parts: &mut Parts) -> Result<(), DriverError> {
+        let path = nic_socket(&self.folder(machine), port);
+        self.engine
+            .unplug(machine, &file_name(&path))
+            .await
+            .map_err(failed)?;
+        if let Some(at) = parts.ports.iter().position(|other| *other == port) {
+            self.switch.unplug(port).await?;
+            parts.ports.remove(at);
+        }
+        self.forget_device(machine, |machine| machine.nics.retain(|nic| nic.port != port))
+    }
+
+    /// Strikes a device off; a machine that has ended meanwhile has been struck off itself.
+    fn forget_device(&self, id: Uuid, change: impl FnOnce(&mut Machine)) -> Result<(), DriverError> {
+        if self.folder(id).join("machine.json").exists() {
+            self.describe(id, change)?;
         }
         Ok(())
     }
@@ -291,28 +447,22 @@ impl Shared {
         let sockets = folder.join("sockets");
         fs::create_dir_all(&sockets).map_err(failed)?;
         fs::set_permissions(&sockets, fs::Permissions::from_mode(0o755)).map_err(failed)?;
-        write_private(
-            &folder.join("machine.json"),
-            &serde_json::to_vec(machine).map_err(failed)?,
-        )
-        .map_err(failed)?;
+        write_machine(&folder, machine).map_err(failed)?;
         if !machine.config_drive.is_empty() {
             let bytes = disk::config_drive::build(&machine.config_drive).map_err(failed)?;
             write_private(&config_drive(&folder), &bytes).map_err(failed)?;
         }
         let disks = self.disks_of(machine);
         let mut planned_disks = Vec::new();
-        for disk in disks {
-            planned_disks.push(PlannedDisk {
-                socket: file_name(&disk.socket),
-                queues: disk.spec.queues,
-                serial: disk.spec.serial(),
-            });
-            parts.owners.push(Owner::keep(self.launcher.clone(), disk).await?);
+        for (id, disk) in disks {
+            planned_disks.push(planned(&disk));
+            parts
+                .owners
+                .push((id, Owner::keep(self.launcher.clone(), disk).await?));
         }
         let mut nics = Vec::new();
-        for (index, nic) in machine.nics.iter().enumerate() {
-            let socket = nic_socket(&folder, index);
+        for nic in &machine.nics {
+            let socket = nic_socket(&folder, nic.port);
             parts.ports.push(nic.port);
             self.switch.plug(nic.port, socket.clone()).await?;
             nics.push(PlannedNic {
@@ -335,27 +485,30 @@ impl Shared {
 
     /// The parts of a machine that ran before this daemon did.
     async fn adopt_parts(&self, machine: &Machine, parts: &mut Parts) -> Result<(), DriverError> {
-        for disk in self.disks_of(machine) {
-            parts.owners.push(Owner::keep(self.launcher.clone(), disk).await?);
+        for (id, disk) in self.disks_of(machine) {
+            parts
+                .owners
+                .push((id, Owner::keep(self.launcher.clone(), disk).await?));
         }
         let folder = self.folder(machine.id);
-        for (index, nic) in machine.nics.iter().enumerate() {
+        for nic in &machine.nics {
             parts.ports.push(nic.port);
             self.switch
-                .adopt_port(nic.port, nic_socket(&folder, index))
+                .adopt_port(nic.port, nic_socket(&folder, nic.port))
                 .await?;
         }
         Ok(())
     }
 
-    /// All disks of a machine, the config drive last.
-    fn disks_of(&self, machine: &Machine) -> Vec<Disk> {
+    /// All disks of a machine by their volumes, the config drive last, by the machine's own id.
+    fn disks_of(&self, machine: &Machine) -> Vec<(Uuid, Disk)> {
         let folder = self.folder(machine.id);
         let queues = u16::try_from(machine.vcpus.clamp(1, MAX_QUEUES)).unwrap_or(1);
         let mut disks = Vec::new();
-        for (index, disk) in machine.disks.iter().enumerate() {
+        for disk in &machine.disks {
             let (pool, volume, read_only) = (self.disks.clone(), disk.volume, disk.read_only);
-            disks.push(Disk {
+            let socket = disk_socket(volume);
+            let of_volume = Disk {
                 name: owners::disk_name(volume),
                 spec: DiskSpec {
                     id: volume,
@@ -366,16 +519,16 @@ impl Shared {
                     transport: self.engine.disk_transport(),
                 },
                 open: Arc::new(move || pool.open_volume(volume, read_only)),
-                socket: folder.join("sockets").join(format!("disk{index}")),
-                control: folder.join(format!("disk{index}.control")),
-            });
+                control: folder.join(format!("{socket}.control")),
+                socket: folder.join("sockets").join(socket),
+            };
+            disks.push((volume, of_volume));
         }
         let path = config_drive(&folder);
         if let Ok(metadata) = path.metadata()
             && !machine.config_drive.is_empty()
         {
-            let index = disks.len();
-            disks.push(Disk {
+            let config = Disk {
                 name: config_drive_name(machine.id),
                 spec: DiskSpec {
                     id: machine.id,
@@ -386,9 +539,10 @@ impl Shared {
                     transport: self.engine.disk_transport(),
                 },
                 open: Arc::new(move || File::open(&path).map_err(failed)),
-                socket: folder.join("sockets").join(format!("disk{index}")),
-                control: folder.join(format!("disk{index}.control")),
-            });
+                socket: folder.join("sockets").join("config"),
+                control: folder.join("config.control"),
+            };
+            disks.push((machine.id, config));
         }
         disks
     }
@@ -401,7 +555,7 @@ impl Shared {
         let stops = parts
             .owners
             .drain(..)
-            .map(|owner| owner.stop(self.launcher.clone()));
+            .map(|(_, owner)| owner.stop(self.launcher.clone()));
         futures::future::join_all(stops)
             .await
             .into_iter()
@@ -439,8 +593,26 @@ fn config_drive_name(machine: Uuid) -> String {
     format!("config-drive-{machine}")
 }
 
-fn nic_socket(folder: &Path, index: usize) -> PathBuf {
-    folder.join("sockets").join(format!("net{index}"))
+/// Short, since the paths of sockets are (unix(7): 108 bytes): enough of the id for one machine's devices.
+fn short(id: Uuid) -> String {
+    id.simple().to_string().chars().take(12).collect()
+}
+
+/// The name of a disk's socket, by which the engine knows the device.
+fn disk_socket(volume: Uuid) -> String {
+    format!("disk-{}", short(volume))
+}
+
+fn nic_socket(folder: &Path, port: Uuid) -> PathBuf {
+    folder.join("sockets").join(format!("net-{}", short(port)))
+}
+
+fn planned(disk: &Disk) -> PlannedDisk {
+    PlannedDisk {
+        socket: file_name(&disk.socket),
+        queues: disk.spec.queues,
+        serial: disk.spec.serial(),
+    }
 }
 
 fn file_name(path: &Path) -> String {
@@ -465,6 +637,10 @@ fn known(folder: &Path) -> io::Result<Vec<Uuid>> {
 
 fn read_machine(folder: &Path) -> io::Result<Machine> {
     Ok(serde_json::from_slice(&fs::read(folder.join("machine.json"))?)?)
+}
+
+fn write_machine(folder: &Path, machine: &Machine) -> io::Result<()> {
+    write_private(&folder.join("machine.json"), &serde_json::to_vec(machine)?)
 }
 
 fn private_folder(path: &Path) -> io::Result<()> {

@@ -84,6 +84,20 @@ impl Owner {
         })
     }
 
+    /// The file has grown to this many bytes: it serves them from now on.
+    pub async fn resize(&self, bytes: u64) -> Result<(), DriverError> {
+        let control = self.disk.control.clone();
+        blocking(move || {
+            let mut client: Client<DiskRequest, DiskStatus> =
+                Client::connect(&control, ANSWER).map_err(failed)?;
+            client
+                .call(&DiskRequest::Resize(bytes), &[])
+                .map(drop)
+                .map_err(failed)
+        })
+        .await
+    }
+
     /// End it: what is in flight is completed and flushed.
     pub async fn stop(mut self, launcher: Arc<Launcher>) -> Result<(), DriverError> {
         self.stopping.store(true, Ordering::Release);
@@ -184,6 +198,10 @@ fn find(launcher: &Launcher, name: &str) -> Result<Option<Task>, DriverError> {
 
 fn start(launcher: &Launcher, disk: &Disk) -> Result<Task, DriverError> {
     let file = (disk.open)()?;
+    let mut spec = disk.spec.clone();
+    // It may have grown since it was written down.
+    let has = file.metadata().map_err(failed)?.len();
+    spec.size = spec.size.max(has - has % 512);
     let control = process::control::bind(&disk.control).map_err(failed)?;
     let socket = super::guest_socket(&disk.socket).map_err(failed)?;
     let launched = launcher
@@ -191,7 +209,7 @@ fn start(launcher: &Launcher, disk: &Disk) -> Result<Task, DriverError> {
             kind: children::DISK,
             main: children::disk,
             name: disk.name.clone(),
-            spec: &disk.spec,
+            spec: &spec,
             descriptors: vec![
                 ("control", control.as_fd()),
                 ("vhost", socket.as_fd()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cloud::driver::{DriverError, Drivers, VolumeSource};
 use disk::pool::PoolOptions;
-use model::disk::ImageFormat;
+use model::disk::{DiskRequest, DiskStatus, ImageFormat};
 use model::machine::{ConfigDriveFile, Machine, MachineDisk, MachineNic, PowerState, StopMode};
 use model::net::{Attachment, Network, Port, Subnet, SwitchStatus, Tables, Uplink};
 use nix::sched::{CloneFlags, unshare};
@@ -311,6 +311,23 @@ const READ_AND_PRINT: &[u8] = &[
 /// Power off by ACPI.
 const POWER_OFF: &[u8] = &[0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xeb, 0xfd];
 
+/// For ever: let go of every device that QEMU wants back, by its ACPI hot-plug registers (QEMU's docs/specs/acpi_pci_hotplug).
+const EJECT: &[u8] = &[
+    0x66, 0x31, 0xdb, // xor ebx, ebx
+    0xba, 0xd0, 0x0c, // next: mov dx, 0xcd0: the bus
+    0x66, 0x89, 0xd8, // mov eax, ebx
+    0x66, 0xef, // out dx, eax
+    0xba, 0xc4, 0x0c, // mov dx, 0xcc4: slots that shall go
+    0x66, 0xed, // in eax, dx
+    0x66, 0x85, 0xc0, // test eax, eax
+    0x74, 0x05, // jz none
+    0xba, 0xc8, 0x0c, // mov dx, 0xcc8: slots that may go
+    0x66, 0xef, // out dx, eax
+    0x43, // none: inc bx
+    0x83, 0xe3, 0x3f, // and bx, 63
+    0xeb, 0xe3, // jmp next
+];
+
 fn machine() -> Machine {
     Machine {
         id: SERVER,
@@ -434,6 +451,97 @@ pub fn a_guest_lives_through_the_death_of_all_others() {
             );
             node.tear_down(StopMode::Hard).await.unwrap();
             world.assert_clean();
+        });
+    });
+}
+
+pub fn devices_come_and_go_while_a_guest_runs() {
+    const MORE: Uuid = Uuid::from_u128(0x31_0000_0000_0000_0000_0000_0000);
+    in_a_world(|world| {
+        let bare = Machine {
+            nics: vec![],
+            config_drive: vec![],
+            ..machine()
+        };
+        let disk = MachineDisk {
+            volume: MORE,
+            size: 1 << 20,
+            read_only: false,
+        };
+        let nic = &machine().nics[0];
+        let owner = format!("disk-{MORE}");
+        let has_owner = || world.children().contains_key(&owner);
+        // What QEMU is connected to.
+        let connected = || {
+            let control = world
+                .folder
+                .join(format!("machines/{SERVER}/disk-000000310000.control"));
+            let mut client: process::control::Client<DiskRequest, DiskStatus> =
+                process::control::Client::connect(&control, PATIENCE).unwrap();
+            client.call(&DiskRequest::Status, &[]).unwrap().connected
+        };
+        world.daemon(|_node, drivers| {
+            let (bare, disk) = (&bare, &disk);
+            async move {
+                make_volume(world, &drivers, &boot_sector(EJECT)).await;
+                let disks = &drivers.disks;
+                disks
+                    .create_volume(MORE, 1 << 20, VolumeSource::Volume(VOLUME))
+                    .await
+                    .unwrap();
+                drivers.switch.apply(tables()).await.unwrap();
+                // Of a machine that does not run nothing changes.
+                drivers.machines.attach_disk(SERVER, disk).await.unwrap();
+                drivers.machines.detach_disk(SERVER, MORE).await.unwrap();
+                assert!(!has_owner());
+                drivers.machines.start(bare).await.unwrap();
+
+                for _ in 0..2 {
+                    drivers.machines.attach_disk(SERVER, disk).await.unwrap();
+                    drivers.machines.attach_port(SERVER, nic).await.unwrap();
+                }
+                assert!(has_owner());
+                until(|| async { connected().then_some(()) }).await;
+                until(|| async {
+                    (status(&drivers).await.vhost_user == BTreeMap::from([(PORT, true)])).then_some(())
+                })
+                .await;
+
+                disks.grow_volume(MORE, 4 << 20).await.unwrap();
+                drivers.machines.resize_disk(MORE, 4 << 20).await.unwrap();
+                until(|| async { connected().then_some(()) }).await;
+            }
+        });
+        world.daemon(|node, drivers| {
+            let (disk, owner) = (&disk, &owner);
+            async move {
+                assert_eq!(status(&drivers).await.vhost_user, BTreeMap::from([(PORT, true)]));
+                // The next daemon keeps it alive, too, at its new size.
+                let old = world.kill(owner);
+                world.successor(owner, old).await;
+                drivers.disks.grow_volume(MORE, 8 << 20).await.unwrap();
+                drivers.machines.resize_disk(MORE, 8 << 20).await.unwrap();
+                until(|| async { connected().then_some(()) }).await;
+                for _ in 0..2 {
+                    drivers.machines.detach_disk(SERVER, MORE).await.unwrap();
+                    assert!(!has_owner());
+                    drivers.machines.detach_port(SERVER, PORT).await.unwrap();
+                    assert!(status(&drivers).await.vhost_user.is_empty());
+                }
+                // Slots are used again, and what was there from the start can go as well.
+                let large = MachineDisk {
+                    size: 8 << 20,
+                    ..disk.clone()
+                };
+                drivers.machines.attach_disk(SERVER, &large).await.unwrap();
+                until(|| async { connected().then_some(()) }).await;
+                drivers.machines.detach_disk(SERVER, VOLUME).await.unwrap();
+                assert!(!world.children().contains_key(&format!("disk-{VOLUME}")));
+                drivers.machines.stop(SERVER, StopMode::Hard).await.unwrap();
+                assert_eq!(world.children().keys().collect::<Vec<_>>(), ["switch"]);
+                node.tear_down(StopMode::Hard).await.unwrap();
+                world.assert_clean();
+            }
         });
     });
 }

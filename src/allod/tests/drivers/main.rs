@@ -26,6 +26,10 @@ const CASES: &[Case] = &[
         cases::a_guest_lives_through_the_death_of_all_others,
     ),
     (
+        "devices_come_and_go_while_a_guest_runs",
+        cases::devices_come_and_go_while_a_guest_runs,
+    ),
+    (
         "a_guest_that_powers_off_is_cleared",
         cases::a_guest_that_powers_off_is_cleared,
     ),

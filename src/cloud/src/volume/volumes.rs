@@ -154,7 +154,9 @@ pub fn delete_with_server(conn: &Connection, volume: uuid::Uuid) -> Result<()> {
     let Some(mut volume) = row::get(conn, volume)? else {
         return Ok(());
     };
-    match remove(conn, &mut volume, false, false) {
+    // One whose bytes are still being made goes as well.
+    let making = volume.status == Status::Creating;
+    match remove(conn, &mut volume, false, making) {
         Ok(()) => {
             volume.updated_at = Some(now());
             volume.save(conn)

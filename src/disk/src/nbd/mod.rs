@@ -38,6 +38,8 @@ const MAX_CONTROLS: usize = 4;
 #[derive(Debug)]
 struct Shared {
     spec: DiskSpec,
+    /// The volume's size by now.
+    size: AtomicU64,
     file: File,
     counters: Counters,
     /// A write waits for space in the pool.
@@ -78,6 +80,7 @@ pub fn run(spec: DiskSpec, file: OwnedFd, socket: OwnedFd, control: OwnedFd) -> 
     .map_err(std::io::Error::from)?;
     info!(volume = %spec.id, engine = "nbd", "serving");
     let shared = Arc::new(Shared {
+        size: AtomicU64::new(spec.size),
         spec,
         file,
         counters: Counters::default(),
@@ -156,9 +159,7 @@ fn converse(shared: &Shared, channel: &mut Channel, stop: &mut bool) -> bool {
                         *stop = true;
                         Ok(shared.status())
                     }
-                    DiskRequest::Resize(_) => {
-                        Err("a disk that is served by NBD grows when its guest starts again".to_owned())
-                    }
+                    DiskRequest::Resize(size) => shared.resize(size).map(|()| shared.status()),
                 };
                 if let Err(error) = channel.reply(request.id, answer) {
                     debug!(%error, "a control connection ended");
@@ -177,6 +178,26 @@ fn converse(shared: &Shared, channel: &mut Channel, stop: &mut bool) -> bool {
 impl Shared {
     fn client(&self) -> MutexGuard<'_, Option<UnixStream>> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file has grown. The protocol has no word for it: the client is sent away, and learns the new size when it comes
+    /// again. What it had asked for meanwhile it asks for again.
+    fn resize(&self, size: u64) -> Result<(), String> {
+        let has = self.file.metadata().map_err(|error| error.to_string())?.len();
+        let old = self.size.load(Ordering::SeqCst);
+        if !size.is_multiple_of(512) || size < old || size > has {
+            return Err(format!(
+                "a volume of {old} bytes in a file of {has} cannot become {size} bytes: grow its file first"
+            ));
+        }
+        self.size.store(size, Ordering::SeqCst);
+        if size != old
+            && let Some(client) = self.client().as_ref()
+        {
+            // It may be gone already.
+            let _ = client.shutdown(std::net::Shutdown::Both);
+        }
+        Ok(())
     }
 
     fn status(&self) -> DiskStatus {

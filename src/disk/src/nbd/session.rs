@@ -155,7 +155,7 @@ fn export(shared: &Shared) -> Vec<u8> {
     } else {
         SEND_TRIM | SEND_WRITE_ZEROES
     };
-    let mut answer = shared.spec.size.to_be_bytes().to_vec();
+    let mut answer = shared.size.load(Ordering::SeqCst).to_be_bytes().to_vec();
     answer.extend(flags.to_be_bytes());
     answer
 }
@@ -176,7 +176,7 @@ fn carry_out(request: &Request, data: &mut Vec<u8>, shared: &Shared) -> Result<(
     let end = offset.checked_add(u64::from(length)).ok_or(error::EINVAL)?;
     match kind {
         command::READ | command::WRITE | command::TRIM | command::WRITE_ZEROES => {
-            if end > spec.size {
+            if end > shared.size.load(Ordering::SeqCst) {
                 return Err(if kind == command::READ {
                     error::EINVAL
                 } else {

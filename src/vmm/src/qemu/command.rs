@@ -21,6 +21,23 @@ pub(super) fn disk_transport(accelerator: Accelerator) -> DiskTransport {
     }
 }
 
+/// Slots for devices that come at run time, beside those that are there from the start. What is behind a root port can come and go;
+/// what is on the root bus itself cannot.
+pub(super) const SPARE_SLOTS: usize = 16;
+/// The first of the root bus's addresses that root ports take, eight to each.
+const FIRST_ADDRESS: usize = 0x10;
+
+/// The name of a slot.
+pub(super) fn slot(index: usize) -> String {
+    format!("slot{index}")
+}
+
+/// How many slots a plan has.
+fn slots(plan: &Plan) -> usize {
+    // Eight addresses of eight are left for ports; nobody has so many devices.
+    (plan.disks.len() + plan.nics.len() + SPARE_SLOTS).min(64)
+}
+
 /// The arguments for a plan. `sockets`: where QEMU sees the folder of vhost-user sockets.
 pub(super) fn arguments(plan: &Plan, accelerator: Accelerator, sockets: &Path) -> Vec<String> {
     let id = plan.id;
@@ -80,38 +97,43 @@ pub(super) fn arguments(plan: &Plan, accelerator: Accelerator, sockets: &Path) -
         "-device",
         "virtio-rng-pci,rng=rng,disable-legacy=on,max-bytes=65536,period=1000".into(),
     );
+    for index in 0..slots(plan) {
+        add(
+            "-device",
+            format!(
+                "pcie-root-port,id={},chassis={},addr={:#x}.{},multifunction=on,io-reserve=0",
+                slot(index),
+                index + 1,
+                FIRST_ADDRESS + index / 8,
+                index % 8
+            ),
+        );
+    }
     for (index, disk) in plan.disks.iter().enumerate() {
         let path = escaped(&sockets.join(&disk.socket));
+        let name = escaped(Path::new(&disk.socket));
         let device = match disk_transport(accelerator) {
             DiskTransport::VhostUser => {
-                add(
-                    "-chardev",
-                    format!("socket,id=disk{index},path={path},reconnect=1"),
-                );
-                format!(
-                    "vhost-user-blk-pci,chardev=disk{index},num-queues={}",
-                    disk.queues
-                )
+                add("-chardev", format!("socket,id={name},path={path},reconnect=1"));
+                format!("vhost-user-blk-pci,chardev={name},num-queues={}", disk.queues)
             }
             // Requests wait for an owner that is being replaced, and are then sent again.
             DiskTransport::Nbd => {
                 add(
                     "-blockdev",
                     format!(
-                        "driver=nbd,node-name=disk{index},server.type=unix,server.path={path},\
+                        "driver=nbd,node-name={name},server.type=unix,server.path={path},\
                          reconnect-delay=86400,auto-read-only=on,discard=unmap"
                     ),
                 );
-                format!(
-                    "virtio-blk-pci,drive=disk{index},num-queues=1,serial={}",
-                    disk.serial
-                )
+                format!("virtio-blk-pci,drive={name},num-queues=1,serial={}", disk.serial)
             }
         };
         add(
             "-device",
             format!(
-                "{device},id=disk{index}-device,disable-legacy=on,bootindex={}",
+                "{device},id={name}-device,bus={},disable-legacy=on,bootindex={}",
+                slot(index),
                 index + 1
             ),
         );
@@ -124,18 +146,17 @@ pub(super) fn arguments(plan: &Plan, accelerator: Accelerator, sockets: &Path) -
     };
     for (index, nic) in plan.nics.iter().enumerate() {
         let path = escaped(&sockets.join(&nic.socket));
-        add(
-            "-chardev",
-            format!("socket,id=nic{index},path={path},reconnect=1"),
-        );
+        let name = escaped(Path::new(&nic.socket));
+        let bus = slot(plan.disks.len() + index);
+        add("-chardev", format!("socket,id={name},path={path},reconnect=1"));
         add(
             "-netdev",
-            format!("vhost-user,id=nic{index}-peer,chardev=nic{index},queues=1"),
+            format!("vhost-user,id={name}-peer,chardev={name},queues=1"),
         );
         add(
             "-device",
             format!(
-                "virtio-net-pci,id=nic{index}-device,netdev=nic{index}-peer,mac={},host_mtu={},romfile=,disable-legacy=on{vectors}",
+                "virtio-net-pci,id={name}-device,bus={bus},netdev={name}-peer,mac={},host_mtu={},romfile=,disable-legacy=on{vectors}",
                 nic.mac, nic.mtu
             ),
         );
@@ -218,20 +239,22 @@ mod tests {
     #[test]
     fn disks_boot_in_order_and_everything_comes_back_after_a_restart_of_its_server() {
         let common = [
-            "socket,id=nic0,path=/guest/net0,reconnect=1",
-            "vhost-user,id=nic0-peer,chardev=nic0,queues=1",
+            "socket,id=net0,path=/guest/net0,reconnect=1",
+            "vhost-user,id=net0-peer,chardev=net0,queues=1",
+            "pcie-root-port,id=slot0,chassis=1,addr=0x10.0,multifunction=on,io-reserve=0",
+            "pcie-root-port,id=slot18,chassis=19,addr=0x12.2,multifunction=on,io-reserve=0",
         ];
         let kvm = [
             "socket,id=disk0,path=/guest/disk0,reconnect=1",
-            "vhost-user-blk-pci,chardev=disk0,num-queues=2,id=disk0-device,disable-legacy=on,bootindex=1",
-            "vhost-user-blk-pci,chardev=disk1,num-queues=1,id=disk1-device,disable-legacy=on,bootindex=2",
-            "virtio-net-pci,id=nic0-device,netdev=nic0-peer,mac=fa:16:3e:00:00:01,host_mtu=1450,romfile=,disable-legacy=on",
+            "vhost-user-blk-pci,chardev=disk0,num-queues=2,id=disk0-device,bus=slot0,disable-legacy=on,bootindex=1",
+            "vhost-user-blk-pci,chardev=disk1,num-queues=1,id=disk1-device,bus=slot1,disable-legacy=on,bootindex=2",
+            "virtio-net-pci,id=net0-device,bus=slot2,netdev=net0-peer,mac=fa:16:3e:00:00:01,host_mtu=1450,romfile=,disable-legacy=on",
         ];
         let tcg = [
             "driver=nbd,node-name=disk0,server.type=unix,server.path=/guest/disk0,reconnect-delay=86400,auto-read-only=on,discard=unmap",
-            "virtio-blk-pci,drive=disk0,num-queues=1,serial=volume-1,id=disk0-device,disable-legacy=on,bootindex=1",
-            "virtio-blk-pci,drive=disk1,num-queues=1,serial=volume-2,id=disk1-device,disable-legacy=on,bootindex=2",
-            "virtio-net-pci,id=nic0-device,netdev=nic0-peer,mac=fa:16:3e:00:00:01,host_mtu=1450,romfile=,disable-legacy=on,vectors=0",
+            "virtio-blk-pci,drive=disk0,num-queues=1,serial=volume-1,id=disk0-device,bus=slot0,disable-legacy=on,bootindex=1",
+            "virtio-blk-pci,drive=disk1,num-queues=1,serial=volume-2,id=disk1-device,bus=slot1,disable-legacy=on,bootindex=2",
+            "virtio-net-pci,id=net0-device,bus=slot2,netdev=net0-peer,mac=fa:16:3e:00:00:01,host_mtu=1450,romfile=,disable-legacy=on,vectors=0",
         ];
         for (accelerator, expected) in [(Accelerator::Kvm, kvm), (Accelerator::Tcg, tcg)] {
             let list = arguments(&plan("web"), accelerator, Path::new("/guest"));
@@ -255,7 +278,7 @@ mod tests {
         );
         assert!(
             list.iter()
-                .any(|x| x == "socket,id=nic0,path=/a,,b/net0,reconnect=1")
+                .any(|x| x == "socket,id=net0,path=/a,,b/net0,reconnect=1")
         );
     }
 }

@@ -16,6 +16,7 @@
 //! powered off), `Crashed` otherwise.
 
 mod command;
+mod hotplug;
 mod owner;
 mod qmp;
 mod supervisor;
@@ -40,7 +41,7 @@ use uuid::Uuid;
 pub use qmp::{Event, Qmp, QmpError};
 pub use supervisor::{KIND, run as supervise};
 
-use crate::{Accelerator, Engine, EngineError, Plan, console};
+use crate::{Accelerator, Engine, EngineError, Plan, PlannedDevice, console};
 use owner::{Command, Life, Owner, Running};
 use supervisor::{DESCRIPTORS, ExitRecord, Spec};
 
@@ -174,6 +175,25 @@ impl Engine for QemuEngine {
         self.ask(id, Command::Resume).await
     }
 
+    async fn plug(&self, id: Uuid, device: &PlannedDevice) -> Result<(), EngineError> {
+        self.ask(id, |answer| Command::Plug(device.clone(), answer)).await
+    }
+
+    async fn unplug(&self, id: Uuid, socket: &str) -> Result<(), EngineError> {
+        match self
+            .ask(id, |answer| Command::Unplug(socket.to_owned(), answer))
+            .await
+        {
+            Err(EngineError::NotRunning) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn resize(&self, id: Uuid, socket: &str, bytes: u64) -> Result<(), EngineError> {
+        self.ask(id, |answer| Command::Resize(socket.to_owned(), bytes, answer))
+            .await
+    }
+
     async fn adopt(&self) -> Result<(), EngineError> {
         let launcher = &self.shared.launcher;
         let io = |what| move |source| EngineError::Io { what, source };
@@ -229,6 +249,15 @@ impl Engine for QemuEngine {
 impl Shared {
     fn machines(&self) -> MutexGuard<'_, HashMap<Uuid, Handle>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where QEMU sees the folder of a machine's sockets.
+    fn sockets_seen(&self, folder: &Path) -> PathBuf {
+        if self.launcher.isolation == Isolation::Process {
+            SOCKETS.into()
+        } else {
+            folder.join("sockets")
+        }
     }
 
     /// Start the supervisor, and QEMU by it. Blocks.

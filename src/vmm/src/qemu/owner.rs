@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use model::machine::{MachineEvent, StopMode};
 use process::child::{Process, Task};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::hotplug::{self, Unplugging};
 use super::{Event, Handle, Qmp, QmpError, Shared, child_name, exit_record, how_it_ended, qmp_path};
-use crate::{End, EngineError, Plan};
+use crate::{End, EngineError, Plan, PlannedDevice};
 
 /// How long QEMU may take until its monitor answers: it waits for the switch meanwhile.
 const START: Duration = Duration::from_secs(60);
@@ -39,6 +40,9 @@ pub(super) enum Command {
     Reset(Answer),
     Pause(Answer),
     Resume(Answer),
+    Plug(PlannedDevice, Answer),
+    Unplug(String, Answer),
+    Resize(String, u64, Answer),
 }
 
 /// A machine's state; see the drawing at the top of the module above.
@@ -59,6 +63,8 @@ pub(super) struct Owner {
     life: watch::Sender<Life>,
     /// Callers of `stop`, who wait for the end.
     stopping: Vec<Answer>,
+    /// Devices that guests were asked to let go of.
+    unplugging: Vec<Unplugging>,
 }
 
 /// The processes of a machine.
@@ -99,6 +105,7 @@ impl Owner {
             commands: receiver,
             life,
             stopping: Vec::new(),
+            unplugging: Vec::new(),
         };
         (
             owner,
@@ -205,9 +212,11 @@ impl Owner {
         let mut reconnect = Instant::now() + RECONNECT;
         loop {
             let button = press.as_ref().map(|p| p.again.min(p.plug));
+            let due = self.unplugging.iter().map(Unplugging::due).min();
             tokio::select! {
                 _ = end.reached() => break,
                 event = next_event(&mut qmp) => match event {
+                    Ok(Event::Unplugged(device)) => hotplug::gone(&mut self.unplugging, &mut qmp, &device).await,
                     Ok(event) => self.follow(event),
                     Err(error) => {
                         // At its end QEMU closes the monitor first; then `end` comes next.
@@ -229,6 +238,9 @@ impl Owner {
                         p.again = Instant::now() + PRESS_AGAIN;
                         let _ = obey(&mut qmp, "system_powerdown").await;
                     }
+                }
+                () = async { match due { Some(at) => sleep_until(at).await, None => pending().await } } => {
+                    hotplug::ask_again(&mut self.unplugging, &mut qmp).await;
                 }
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey(command, &task, &mut qmp, &mut press).await,
@@ -291,6 +303,18 @@ impl Owner {
                 }
                 drop(answer.send(result));
             }
+            Command::Plug(device, answer) => {
+                let seen = self.shared.sockets_seen(&self.folder);
+                let result = hotplug::plug(qmp, self.shared.accelerator, &seen, &device).await;
+                drop(answer.send(result));
+            }
+            Command::Unplug(socket, answer) => {
+                hotplug::unplug(&mut self.unplugging, qmp, socket, answer).await;
+            }
+            Command::Resize(socket, bytes, answer) => {
+                let result = hotplug::resize(qmp, self.shared.accelerator, &socket, bytes).await;
+                drop(answer.send(result));
+            }
             Command::Resume(answer) => {
                 let result = obey(qmp, "cont").await;
                 if result.is_ok() && *self.life.borrow() == Life::Paused {
@@ -324,6 +348,10 @@ impl Owner {
         let asked = !self.stopping.is_empty();
         let state = how_it_ended(&self.folder, asked);
         info!(server = %self.id, ?state, asked, "guest ended");
+        // What does not run has no devices.
+        for unplugging in self.unplugging.drain(..) {
+            unplugging.done();
+        }
         self.leave().await;
         for answer in self.stopping.drain(..) {
             let _ = answer.send(Ok(()));
@@ -347,8 +375,12 @@ impl Owner {
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Stop(_, answer) => drop(answer.send(Ok(()))),
-                Command::Reset(answer) | Command::Pause(answer) | Command::Resume(answer) => {
+                Command::Stop(_, answer) | Command::Unplug(_, answer) => drop(answer.send(Ok(()))),
+                Command::Reset(answer)
+                | Command::Pause(answer)
+                | Command::Resume(answer)
+                | Command::Plug(_, answer)
+                | Command::Resize(_, _, answer) => {
                     drop(answer.send(Err(EngineError::NotRunning)));
                 }
             }
@@ -365,11 +397,20 @@ async fn next_event(qmp: &mut Option<Qmp>) -> Result<Event, QmpError> {
 
 /// Run a command without arguments. A monitor that does not answer in time is given up, since its answers are out of step.
 async fn obey(qmp: &mut Option<Qmp>, command: &'static str) -> Result<(), EngineError> {
+    ask(qmp, command, json!({})).await.map(drop)
+}
+
+/// Run a command and wait for its answer.
+pub(super) async fn ask(
+    qmp: &mut Option<Qmp>,
+    command: &'static str,
+    arguments: Value,
+) -> Result<Value, EngineError> {
     let Some(connection) = qmp else {
         return Err(QmpError::Closed.into());
     };
-    match timeout(OBEY, connection.execute(command, json!({}))).await {
-        Ok(result) => Ok(result.map(drop)?),
+    match timeout(OBEY, connection.execute(command, arguments)).await {
+        Ok(result) => Ok(result?),
         Err(_) => {
             *qmp = None;
             Err(QmpError::TimedOut.into())

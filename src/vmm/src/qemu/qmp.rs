@@ -41,7 +41,7 @@ pub enum QmpError {
 }
 
 /// What an engine wants to know. QEMU tells more, which is dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The vCPUs stand still.
     Stop,
@@ -53,6 +53,8 @@ pub enum Event {
     Powerdown,
     /// The machine shut down; QEMU ends.
     Shutdown,
+    /// The guest has let go of the device of this name.
+    Unplugged(String),
 }
 
 #[derive(Deserialize)]
@@ -61,6 +63,8 @@ struct Message {
     result: Option<Value>,
     error: Option<Failure>,
     event: Option<String>,
+    #[serde(default)]
+    data: Value,
     id: Option<u64>,
     #[serde(rename = "QMP")]
     greeting: Option<Value>,
@@ -137,6 +141,11 @@ impl Qmp {
             Some("RESET") => Event::Reset,
             Some("POWERDOWN") => Event::Powerdown,
             Some("SHUTDOWN") => Event::Shutdown,
+            // Parts of devices have no name.
+            Some("DEVICE_DELETED") => match message.data["device"].as_str() {
+                Some(device) => Event::Unplugged(clip(device)),
+                None => return,
+            },
             _ => return,
         };
         if self.events.len() == MAX_EVENTS {
