@@ -10,7 +10,7 @@ use allod_tests::cloud::Cloud;
 use allod_tests::progress::Steps;
 use allod_tests::run::{finish, line, tail};
 use allod_tests::{paths, tenant, venv};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::Outcome;
@@ -35,6 +35,8 @@ pub fn run(
             chosen.push('\n');
         }
     }
+    // Told of no test, the judge would run all that it has.
+    ensure!(!chosen.is_empty(), "no test of the list is known to the judge");
     fs::write(folder.join("tests.txt"), chosen)?;
     let results = execute(cloud, folder, list.names().len(), concurrency, steps)?;
     Ok(judge(list, &known, &results))
