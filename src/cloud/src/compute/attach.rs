@@ -296,10 +296,17 @@ pub(super) fn plugs(conn: &Connection, server: Uuid) -> Result<Vec<Plug>> {
         .collect::<rusqlite::Result<_>>()?)
 }
 
-/// It is done, one way or the other.
-pub(super) fn unplugged(conn: &Connection, server: Uuid, port: Uuid) -> Result<()> {
-    conn.prepare_cached("DELETE FROM compute_plugs WHERE server_id = ?1 AND port_id = ?2")?
-        .execute([server.to_string(), port.to_string()])?;
+/// It is done, one way or the other; unless something else is wanted of the port by now.
+pub(super) fn unplugged(conn: &Connection, server: Uuid, plug: &Plug) -> Result<()> {
+    conn.prepare_cached(
+        "DELETE FROM compute_plugs WHERE server_id = ?1 AND port_id = ?2 AND request_id IS ?3 AND attach = ?4",
+    )?
+    .execute(params![
+        server.to_string(),
+        plug.port.to_string(),
+        plug.request_id,
+        plug.attach
+    ])?;
     Ok(())
 }
 

@@ -152,7 +152,7 @@ async fn a_server_from_creation_to_deletion() {
         (json!({}), 400),
         (json!({"os-start": null, "os-stop": null}), 400),
         (json!({"addFloatingIp": {"address": "203.0.113.9"}}), 404),
-        (json!({"createImage": {"name": "x"}}), 400),
+        (json!({"createImage": {"name": ""}}), 400),
         (json!({"os-resetState": {"state": "error"}}), 403),
         (json!({"os-getConsoleOutput": {"length": "x"}}), 400),
     ] {
@@ -320,7 +320,10 @@ async fn lists_are_filtered_sorted_and_cut() {
         names(&api.admin("2.1", "GET", "/servers?all_tenants=1", None).await.body).len(),
         3
     );
+    // A project alone does not widen the view.
     let path = format!("/servers?tenant_id={}", api.project);
+    assert_eq!(names(&api.admin("2.1", "GET", &path, None).await.body).len(), 0);
+    let path = format!("/servers?all_tenants=1&tenant_id={}", api.project);
     assert_eq!(names(&api.admin("2.1", "GET", &path, None).await.body).len(), 3);
 }
 
@@ -406,7 +409,7 @@ async fn a_long_list_says_of_each_server_what_the_server_says() {
     for id in &ids {
         api.until(id, "ACTIVE").await;
     }
-    let path = format!("/servers/detail?tenant_id={}", api.project);
+    let path = format!("/servers/detail?all_tenants=1&tenant_id={}", api.project);
     let list = api.admin("2.70", "GET", &path, None).await.body;
     let list = list["servers"].as_array().unwrap();
     assert_eq!(list.len(), 10);

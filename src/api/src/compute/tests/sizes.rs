@@ -141,7 +141,7 @@ async fn admins_make_flavors_and_say_who_may_use_them() {
         json!({"flavor": {"name": "", "ram": 1, "vcpus": 1, "disk": 0}}),
         json!({"flavor": {"name": "x", "ram": 1, "vcpus": 1}}),
         json!({"flavor": {"name": "x", "ram": 1, "vcpus": 1, "disk": 0, "description": "d"}}),
-        json!({"flavor": {"name": "x", "ram": 1, "vcpus": 1, "disk": 0, "swap": 1}}),
+        json!({"flavor": {"name": "x", "ram": 1, "vcpus": 1, "disk": 0, "swap": -1}}),
         json!({"flavor": "x"}),
     ] {
         assert_eq!(

@@ -639,7 +639,7 @@ async fn plug_port(shared: &Shared, server: &Server, plug: &Plug) -> Result<()> 
         .cloud
         .store
         .write(NAME, move |conn| {
-            attach::unplugged(conn, id, plug.port)?;
+            attach::unplugged(conn, id, &plug)?;
             // A port that did not come goes, and one that went goes.
             if plug.attach == error.is_some() {
                 ports::release_port(conn, id, plug.port)?;
