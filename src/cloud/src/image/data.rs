@@ -180,9 +180,6 @@ where
             .map_err(|error| storage(path, &error))?;
     }
     file.flush().await.map_err(|error| storage(path, &error))?;
-    if size == 0 {
-        return Err(Error::BadRequest("The upload has no bytes.".into()));
-    }
     Ok(Received {
         size,
         md5: hex(&md5.finalize()),

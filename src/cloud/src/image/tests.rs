@@ -112,6 +112,41 @@ async fn checksums_are_those_of_the_bytes() {
 }
 
 #[tokio::test]
+async fn an_empty_upload_uploads_nothing() {
+    let test = cloud().await;
+    let ctx = test.context("ann", "one", "member").await;
+    let id = queued(&test, &ctx, "raw").await;
+    send(&test.cloud, &ctx, id, b"").await.unwrap();
+    assert_eq!(show(&test.cloud, &ctx, id).await.unwrap().status, Status::Queued);
+    send(&test.cloud, &ctx, id, b"bytes").await.unwrap();
+    assert_eq!(show(&test.cloud, &ctx, id).await.unwrap().status, Status::Active);
+}
+
+#[tokio::test]
+async fn what_was_staged_is_imported_when_the_client_says_so() {
+    let test = cloud().await;
+    let (c, ctx) = (&test.cloud, test.context("ann", "one", "member").await);
+    let id = queued(&test, &ctx, "raw").await;
+    let stage = |bytes: &'static [u8]| {
+        let chunks = futures::stream::iter([Ok::<_, String>(Bytes::from_static(bytes))]);
+        staging::stage(c, &ctx, id, None, chunks)
+    };
+    assert!(staging::import(c, &ctx, id).await.is_err(), "nothing is staged");
+    assert!(stage(b"").await.is_err());
+    stage(b"staged bytes").await.unwrap();
+    let image = show(c, &ctx, id).await.unwrap();
+    assert_eq!((image.status, image.size), (Status::Uploading, Some(12)));
+    // A restart keeps what was staged as a whole.
+    data::recover(c).await.unwrap();
+    let mut events = c.store.subscribe();
+    staging::import(c, &ctx, id).await.unwrap();
+    while show(c, &ctx, id).await.unwrap().status != Status::Active {
+        events.recv().await.unwrap();
+    }
+    assert_eq!(receive(c, &ctx, id).await, b"staged bytes");
+}
+
+#[tokio::test]
 async fn a_failed_upload_leaves_the_image_queued_and_no_file() {
     let test = cloud().await;
     let ctx = test.context("ann", "one", "member").await;
@@ -133,7 +168,6 @@ async fn a_failed_upload_leaves_the_image_queued_and_no_file() {
         .await
         .unwrap_err();
     assert!(matches!(error, Error::BadRequest(_)));
-    assert!(send(&test.cloud, &ctx, id, b"").await.is_err());
     let huge = data::upload(
         &test.cloud,
         &ctx,
