@@ -13,7 +13,7 @@ use super::images::{self, Image};
 use super::keypairs::{self, ServerKey};
 use super::servers::{Exchange, Rescue as RescueDisk, Server, check_metadata_count, record, root_size};
 use super::state::{Phase, Power, Task, VmState, Wanted};
-use super::{disks, quotas, scheduler, volumes};
+use super::{Micros, disks, quotas, scheduler, volumes};
 use crate::error::Kind;
 use crate::image::snapshots::{self, Reserve};
 use crate::{Context, Error, Result};
@@ -170,6 +170,26 @@ pub(super) fn confirm(conn: &Connection, ctx: &Context, server: &mut Server) -> 
         Task::ResizeConfirming,
         ("confirmResize", "compute_confirm_resize"),
     )
+}
+
+/// Confirms the resizes that were finished before this time.
+pub(super) fn confirm_old(conn: &Connection, before: Micros) -> Result<()> {
+    let mut query = conn.prepare_cached(
+        "SELECT s.id FROM compute_servers s JOIN compute_migrations m ON m.server_id = s.id \
+         WHERE s.vm_state = 'resized' AND s.task_state IS NULL AND s.deleted = 0 AND m.status = 'finished' \
+         AND m.updated_at < ?1 ORDER BY s.id",
+    )?;
+    let old: Vec<Uuid> = query
+        .query_map([before], |row| super::servers::uuid(row, 0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let ctx = Context::system();
+    for id in old {
+        if let Some(mut server) = super::servers::get(conn, id)? {
+            confirm(conn, &ctx, &mut server)?;
+            server.save(conn)?;
+        }
+    }
+    Ok(())
 }
 
 /// Back to the flavor that it had.

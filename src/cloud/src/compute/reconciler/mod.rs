@@ -3,6 +3,7 @@
 //! It wakes on writes to `compute_servers` and on what machines do by themselves, and gives every server that has
 //! something to do a task of its own; no two tasks ever work on the same server.
 
+mod plugs;
 mod steps;
 mod task;
 
@@ -40,6 +41,8 @@ pub struct Settings {
     pub parallel: usize,
     /// How long a machine waits for the switch to have its ports.
     pub wait_for_ports: Duration,
+    /// After this long a resize that no one has said a word on is confirmed; `None`: never.
+    pub confirm_resize_after: Option<Duration>,
     /// The first wait after a step failed that is tried again; it doubles up to 64 times this.
     pub retry: Duration,
 }
@@ -51,6 +54,7 @@ impl Default for Settings {
             graceful_stop: Duration::from_secs(60),
             parallel: (cores * 2).max(4),
             wait_for_ports: Duration::from_secs(10),
+            confirm_resize_after: None,
             retry: Duration::from_secs(1),
         }
     }
@@ -126,7 +130,11 @@ impl Loop {
     async fn run(mut self) {
         let mut rescan = true;
         let mut machines_gone = false;
-        let mut housekeeping = tokio::time::interval(Duration::from_secs(3600));
+        let hour = Duration::from_secs(3600);
+        let often = self.shared.settings.confirm_resize_after;
+        let often = often.map_or(hour, |after| after.clamp(Duration::from_millis(1), hour));
+        let mut housekeeping = tokio::time::interval(often);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             if rescan {
                 match self.scan().await {
@@ -171,7 +179,10 @@ impl Loop {
                         tracing::error!(%error, "compute: the task of a server panicked");
                     }
                 }
-                _ = housekeeping.tick() => self.purge().await,
+                _ = housekeeping.tick() => {
+                    self.confirm_resizes().await;
+                    self.purge().await;
+                }
             }
         }
     }
@@ -243,6 +254,27 @@ impl Loop {
             self.poke(id);
         }
         Ok(())
+    }
+
+    /// Confirms resizes that no one has said a word on for long.
+    async fn confirm_resizes(&self) {
+        let Some(after) = self.shared.settings.confirm_resize_after else {
+            return;
+        };
+        let before = Micros(
+            now()
+                .0
+                .saturating_sub(i64::try_from(after.as_micros()).unwrap_or(i64::MAX)),
+        );
+        let done = self
+            .shared
+            .cloud
+            .store
+            .write(NAME, move |conn| super::change::confirm_old(conn, before))
+            .await;
+        if let Err(error) = done {
+            tracing::warn!(%error, "compute: resizes cannot be confirmed");
+        }
     }
 
     /// Forgets servers that were deleted long ago.

@@ -7,7 +7,7 @@ use model::machine::PowerState;
 use uuid::Uuid;
 
 use super::steps::{Failure, Flow};
-use super::{NAME, Shared, Slot, lock, steps};
+use super::{NAME, Shared, Slot, lock, plugs, steps};
 use crate::compute::servers::{self, Server};
 use crate::compute::state::{Step, Task, plan};
 use crate::worker::Activity;
@@ -87,7 +87,7 @@ async fn once(shared: &Shared, id: Uuid, slot: &Slot, attempts: u32) -> Result<(
             return Ok(());
         }
         let at_rest = lock(&shared.rest).get(&id) == Some(&server.generation);
-        if server.task_state.is_none() && !server.deleted && steps::plug(shared, &server).await? {
+        if server.task_state.is_none() && !server.deleted && plugs::plug(shared, &server).await? {
             continue;
         }
         if server.task_state.is_none() && at_rest && !lock(&shared.told).contains_key(&id) {

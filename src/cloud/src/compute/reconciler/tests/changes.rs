@@ -250,6 +250,24 @@ async fn a_resize_is_kept_or_taken_back() {
 }
 
 #[tokio::test]
+async fn a_resize_without_a_word_is_confirmed_if_operators_want_it_so() {
+    let mut world = World::furnished().await;
+    let settings = Settings {
+        confirm_resize_after: Some(Duration::from_millis(1)),
+        ..settings()
+    };
+    world.worker = Some(spawn_with(world.test.cloud.clone(), settings));
+    let id = world.active().await;
+    world.act(id, resize()).await;
+    let server = world
+        .until(id, |s| {
+            s.flavor.id == "g" && s.vm_state == VmState::Active && s.task_state.is_none()
+        })
+        .await;
+    assert!(server.exchange.is_none());
+}
+
+#[tokio::test]
 async fn a_resize_that_fails_costs_the_tenant_nothing() {
     let mut world = World::furnished().await;
     world.start();

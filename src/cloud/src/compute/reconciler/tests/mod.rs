@@ -26,6 +26,7 @@ fn settings() -> Settings {
         graceful_stop: Duration::from_secs(60),
         parallel: 4,
         wait_for_ports: Duration::ZERO,
+        confirm_resize_after: None,
         retry: Duration::from_millis(1),
     }
 }
