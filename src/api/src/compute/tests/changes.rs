@@ -27,10 +27,15 @@ async fn a_server_is_resized_and_the_word_on_it_is_given_or_taken_back() {
         ("2.1", json!("nothing"), 400),
         ("2.1", json!("SCS-1L-1"), 400),
     ] {
-        let reply = api.act(version, &id, json!({"resize": {"flavorRef": flavor}})).await;
+        let reply = api
+            .act(version, &id, json!({"resize": {"flavorRef": flavor}}))
+            .await;
         assert_eq!(reply.status.as_u16(), status, "{}", reply.body);
     }
-    assert_eq!(api.act("2.1", &id, json!({"confirmResize": null})).await.status, 409);
+    assert_eq!(
+        api.act("2.1", &id, json!({"confirmResize": null})).await.status,
+        409
+    );
     let resize = json!({"resize": {"flavorRef": "SCS-1V-2"}});
     assert_eq!(api.act("2.1", &id, resize.clone()).await.status, 202);
     let server = api.until(&id, "VERIFY_RESIZE").await;
@@ -38,15 +43,24 @@ async fn a_server_is_resized_and_the_word_on_it_is_given_or_taken_back() {
     assert_eq!(api.act("2.1", &id, resize.clone()).await.status, 409);
     let found = api.admin("2.80", "GET", "/os-migrations", None).await.body;
     assert_eq!(
-        (&found["migrations"][0]["status"], &found["migrations"][0]["project_id"]),
+        (
+            &found["migrations"][0]["status"],
+            &found["migrations"][0]["project_id"]
+        ),
         (&json!("finished"), &json!(api.project))
     );
-    assert_eq!(api.act("2.1", &id, json!({"revertResize": null})).await.status, 202);
+    assert_eq!(
+        api.act("2.1", &id, json!({"revertResize": null})).await.status,
+        202
+    );
     let server = api.until(&id, "ACTIVE").await;
     assert_eq!(server["flavor"]["original_name"], "SCS-1L-1");
     assert_eq!(api.act("2.1", &id, resize).await.status, 202);
     api.until(&id, "VERIFY_RESIZE").await;
-    assert_eq!(api.act("2.1", &id, json!({"confirmResize": null})).await.status, 204);
+    assert_eq!(
+        api.act("2.1", &id, json!({"confirmResize": null})).await.status,
+        204
+    );
     let server = api.until(&id, "ACTIVE").await;
     assert_eq!(server["flavor"]["original_name"], "SCS-1V-2");
 }
@@ -68,12 +82,18 @@ async fn a_rebuild_keeps_the_server_and_each_version_has_its_fields() {
         assert_eq!(after.status, 202, "{field}: {}", after.body);
         api.until(&id, "ACTIVE").await;
     }
-    let body = json!({"rebuild": {"imageRef": image, "name": "new", "metadata": {"a": "b"}, "adminPass": "secret"}});
+    let body =
+        json!({"rebuild": {"imageRef": image, "name": "new", "metadata": {"a": "b"}, "adminPass": "secret"}});
     let reply = api.act("2.96", &id, body).await;
     assert_eq!(reply.status, 202, "{}", reply.body);
     let server = &reply.body["server"];
     assert_eq!(
-        (&server["id"], &server["name"], &server["adminPass"], &server["status"]),
+        (
+            &server["id"],
+            &server["name"],
+            &server["adminPass"],
+            &server["status"]
+        ),
         (&json!(id), &json!("new"), &json!("secret"), &json!("REBUILD"))
     );
     assert!(server.get("user_data").is_some());
@@ -95,12 +115,18 @@ async fn an_image_of_a_server_says_what_it_was_made_of() {
     let copy = at.rsplit('/').next().unwrap();
     let shown = api.get("2.35", &format!("/images/{copy}")).await["image"].take();
     assert_eq!(
-        (&shown["status"], &shown["server"]["id"], &shown["metadata"]["base_image_ref"]),
+        (
+            &shown["status"],
+            &shown["server"]["id"],
+            &shown["metadata"]["base_image_ref"]
+        ),
         (&json!("ACTIVE"), &json!(id), &json!(image))
     );
     assert_eq!(shown["metadata"]["mine"], "x");
     assert_eq!(
-        api.member("2.36", "GET", &format!("/images/{copy}"), None).await.status,
+        api.member("2.36", "GET", &format!("/images/{copy}"), None)
+            .await
+            .status,
         404
     );
     let new = api.act("2.45", &id, body).await;
@@ -121,7 +147,10 @@ async fn a_server_is_rescued_and_shelved() {
     let api = Api::running().await;
     let (_, id) = api.boot("vm").await;
     let reply = api.act("2.1", &id, json!({"rescue": {"adminPass": "p"}})).await;
-    assert_eq!((reply.status.as_u16(), &reply.body["adminPass"]), (200, &json!("p")));
+    assert_eq!(
+        (reply.status.as_u16(), &reply.body["adminPass"]),
+        (200, &json!("p"))
+    );
     api.until(&id, "RESCUE").await;
     assert_eq!(api.act("2.1", &id, json!({"rescue": null})).await.status, 409);
     assert_eq!(api.act("2.1", &id, json!({"unrescue": null})).await.status, 202);
@@ -139,23 +168,36 @@ async fn what_needs_another_node_or_an_agent_is_refused() {
     let api = Api::running().await;
     let (_, id) = api.boot("vm").await;
     for action in ["migrate", "evacuate", "os-migrateLive"] {
-        assert_eq!(api.act("2.1", &id, json!({action: {}})).await.status, 403, "{action}");
+        assert_eq!(
+            api.act("2.1", &id, json!({action: {}})).await.status,
+            403,
+            "{action}"
+        );
         let path = format!("/servers/{id}/action");
         let reply = api.admin("2.1", "POST", &path, Some(json!({action: {}}))).await;
         assert_eq!(reply.status, 400, "{action}");
     }
     for action in ["changePassword", "suspend", "os-getVNCConsole"] {
-        assert_eq!(api.act("2.1", &id, json!({action: {}})).await.status, 400, "{action}");
+        assert_eq!(
+            api.act("2.1", &id, json!({action: {}})).await.status,
+            400,
+            "{action}"
+        );
     }
     assert_eq!(api.act("2.1", &id, json!({"restore": null})).await.status, 409);
     assert_eq!(api.act("2.1", &id, json!({"nothing": null})).await.status, 400);
     for (path, from) in [("topology", 78), ("migrations", 23)] {
         let path = format!("/servers/{id}/{path}");
         assert_eq!(
-            api.admin(&format!("2.{}", from - 1), "GET", &path, None).await.status,
+            api.admin(&format!("2.{}", from - 1), "GET", &path, None)
+                .await
+                .status,
             404
         );
-        assert_eq!(api.admin(&format!("2.{from}"), "GET", &path, None).await.status, 200);
+        assert_eq!(
+            api.admin(&format!("2.{from}"), "GET", &path, None).await.status,
+            200
+        );
     }
 }
 
@@ -164,7 +206,9 @@ async fn a_locked_server_is_its_admins_alone() {
     let api = Api::running().await;
     let (image, id) = api.boot("vm").await;
     assert_eq!(
-        api.act("2.73", &id, json!({"lock": {"locked_reason": "busy"}})).await.status,
+        api.act("2.73", &id, json!({"lock": {"locked_reason": "busy"}}))
+            .await
+            .status,
         202
     );
     let interface = format!("/servers/{id}/os-interface");
@@ -172,9 +216,14 @@ async fn a_locked_server_is_its_admins_alone() {
     let asked = json!({"volumeAttachment": {"volumeId": image}});
     assert_eq!(api.member("2.1", "POST", &volume, Some(asked)).await.status, 409);
     assert_eq!(
-        api.member("2.1", "POST", &interface, Some(json!({"interfaceAttachment": {}})))
-            .await
-            .status,
+        api.member(
+            "2.1",
+            "POST",
+            &interface,
+            Some(json!({"interfaceAttachment": {}}))
+        )
+        .await
+        .status,
         409
     );
     for action in [
@@ -196,13 +245,24 @@ async fn interfaces_come_and_go() {
     let network = api.network().await;
     let path = format!("/servers/{id}/os-interface");
     let tagged = json!({"interfaceAttachment": {"net_id": network, "tag": "t"}});
-    assert_eq!(api.member("2.48", "POST", &path, Some(tagged.clone())).await.status, 400);
+    assert_eq!(
+        api.member("2.48", "POST", &path, Some(tagged.clone()))
+            .await
+            .status,
+        400
+    );
     let made = api.member("2.70", "POST", &path, Some(tagged)).await;
     assert_eq!(made.status, 200, "{}", made.body);
     assert_eq!(made.body["interfaceAttachment"]["tag"], "t");
-    let port = made.body["interfaceAttachment"]["port_id"].as_str().unwrap().to_owned();
+    let port = made.body["interfaceAttachment"]["port_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let one = format!("{path}/{port}");
-    assert_eq!(api.get("2.1", &one).await["interfaceAttachment"]["net_id"], network);
+    assert_eq!(
+        api.get("2.1", &one).await["interfaceAttachment"]["net_id"],
+        network
+    );
     assert_eq!(api.member("2.1", "DELETE", &one, None).await.status, 202);
     let mut events = api.test.cloud.store.subscribe();
     while api.member("2.1", "GET", &one, None).await.status != 404 {
@@ -224,7 +284,10 @@ async fn the_window_on_security_groups_closes_with_2_36() {
     let api = Api::running().await;
     let body = json!({"security_group": {"name": "web", "description": "d"}});
     let path = "/os-security-groups";
-    assert_eq!(api.member("2.36", "POST", path, Some(body.clone())).await.status, 404);
+    assert_eq!(
+        api.member("2.36", "POST", path, Some(body.clone())).await.status,
+        404
+    );
     let made = api.member("2.35", "POST", path, Some(body)).await;
     assert_eq!(made.status, 200, "{}", made.body);
     let id = made.body["security_group"]["id"].as_str().unwrap().to_owned();
@@ -238,7 +301,10 @@ async fn the_window_on_security_groups_closes_with_2_36() {
     let rules = "/os-security-group-rules";
     let made = api.member("2.1", "POST", rules, Some(rule(json!({})))).await;
     assert_eq!(
-        (made.status.as_u16(), &made.body["security_group_rule"]["ip_range"]["cidr"]),
+        (
+            made.status.as_u16(),
+            &made.body["security_group_rule"]["ip_range"]["cidr"]
+        ),
         (200, &json!("0.0.0.0/0"))
     );
     for extra in [
@@ -256,11 +322,23 @@ async fn the_window_on_security_groups_closes_with_2_36() {
     assert_eq!(shown["security_group"]["rules"][0]["from_port"], 22);
     let rule = made.body["security_group_rule"]["id"].as_str().unwrap();
     assert_eq!(
-        api.member("2.1", "DELETE", &format!("{rules}/{rule}"), None).await.status,
+        api.member("2.1", "DELETE", &format!("{rules}/{rule}"), None)
+            .await
+            .status,
         202
     );
-    assert_eq!(api.member("2.1", "DELETE", &format!("{path}/{id}"), None).await.status, 202);
-    assert_eq!(api.member("2.1", "GET", &format!("{path}/{id}"), None).await.status, 404);
+    assert_eq!(
+        api.member("2.1", "DELETE", &format!("{path}/{id}"), None)
+            .await
+            .status,
+        202
+    );
+    assert_eq!(
+        api.member("2.1", "GET", &format!("{path}/{id}"), None)
+            .await
+            .status,
+        404
+    );
 }
 
 #[tokio::test]
@@ -268,25 +346,45 @@ async fn aggregates_put_nodes_into_zones_and_quota_classes_hold_for_all() {
     let api = Api::running().await;
     let image = api.image().await;
     let body = json!({"aggregate": {"name": "a", "availability_zone": "west"}});
-    assert_eq!(api.member("2.1", "POST", "/os-aggregates", Some(body.clone())).await.status, 403);
-    let made = api.admin("2.41", "POST", "/os-aggregates", Some(body.clone())).await;
+    assert_eq!(
+        api.member("2.1", "POST", "/os-aggregates", Some(body.clone()))
+            .await
+            .status,
+        403
+    );
+    let made = api
+        .admin("2.41", "POST", "/os-aggregates", Some(body.clone()))
+        .await;
     assert_eq!(made.status, 200, "{}", made.body);
     assert!(made.body["aggregate"]["uuid"].is_string());
-    assert_eq!(api.admin("2.1", "POST", "/os-aggregates", Some(body)).await.status, 409);
+    assert_eq!(
+        api.admin("2.1", "POST", "/os-aggregates", Some(body))
+            .await
+            .status,
+        409
+    );
     let path = format!("/os-aggregates/{}", made.body["aggregate"]["id"]);
     let act = async |action: Value| {
         let path = format!("{path}/action");
-        api.admin("2.1", "POST", &path, Some(action)).await.status.as_u16()
+        api.admin("2.1", "POST", &path, Some(action))
+            .await
+            .status
+            .as_u16()
     };
     assert_eq!(act(json!({"add_host": {"host": "elsewhere"}})).await, 404);
     assert_eq!(act(json!({"add_host": {"host": "node1"}})).await, 200);
     assert_eq!(act(json!({"add_host": {"host": "node1"}})).await, 409);
     let zones = api.get("2.1", "/os-availability-zone").await;
     assert_eq!(zones["availabilityZoneInfo"][0]["zoneName"], "west");
-    let id = api.server(&image, "vm", json!({"availability_zone": "west"})).await;
+    let id = api
+        .server(&image, "vm", json!({"availability_zone": "west"}))
+        .await;
     let server = api.until(&id, "ACTIVE").await;
     assert_eq!(server["OS-EXT-AZ:availability_zone"], "west");
-    assert_eq!(act(json!({"set_metadata": {"metadata": {"availability_zone": "east"}}})).await, 400);
+    assert_eq!(
+        act(json!({"set_metadata": {"metadata": {"availability_zone": "east"}}})).await,
+        400
+    );
     assert_eq!(act(json!({"set_metadata": {"metadata": {"k": "v"}}})).await, 200);
     assert_eq!(api.admin("2.1", "DELETE", &path, None).await.status, 400);
     assert_eq!(act(json!({"remove_host": {"host": "node1"}})).await, 200);

@@ -218,7 +218,10 @@ async fn versions_are_negotiated_and_told() {
         .unwrap();
     let old = api.send(old).await;
     assert_eq!(old.status, 200);
-    assert!(old.body["flavors"][0].get("extra_specs").is_none() && old.headers.get("openstack-api-version").is_none());
+    assert!(
+        old.body["flavors"][0].get("extra_specs").is_none()
+            && old.headers.get("openstack-api-version").is_none()
+    );
 
     let reply = api.member("2.53", "GET", "/flavors", None).await;
     assert_eq!(reply.headers["openstack-api-version"], "compute 2.53");
