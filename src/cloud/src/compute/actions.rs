@@ -492,10 +492,10 @@ pub(super) fn finish(conn: &Connection, server: &Server, result: Result<(), &str
 
 /// A volume has grown while this server had it: that stands in the server's history.
 pub(crate) fn volume_extended(conn: &Connection, ctx: &Context, server: Uuid) -> Result<()> {
-    match servers::get(conn, server)? {
+    match super::servers::get(conn, server)? {
         Some(server) if !server.deleted => {
             let what = ("extend_volume", "compute_extend_volume");
-            servers::record(conn, ctx, &server, what, true)
+            record(conn, ctx, &server, what, true)
         }
         _ => Ok(()),
     }
