@@ -305,8 +305,17 @@ async fn prepare_root(shared: &Shared, server: &Server) -> Result<(), Failure> {
         return Ok(());
     };
     if let Some(image) = exchange.reimage {
+        // The volume may have grown since the server was made.
+        let id = server.id;
+        let volumes = shared
+            .cloud
+            .store
+            .read(move |conn| volumes::machine_disks(conn, id))
+            .await?;
+        let root = volumes.iter().find(|disk| disk.volume == server.root_volume);
+        let bytes = root.map_or(server.root_bytes, |disk| disk.size);
         pool.delete_volume(server.root_volume).await?;
-        pool.create_volume(server.root_volume, server.root_bytes, VolumeSource::Image(image))
+        pool.create_volume(server.root_volume, bytes, VolumeSource::Image(image))
             .await?;
     }
     if let Some((volume, bytes)) = exchange.root {
