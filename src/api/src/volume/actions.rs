@@ -282,7 +282,19 @@ pub(super) async fn snapshot(State(app): State<AppState>, call: Call, Json(body)
         "os-update_snapshot_status" => {
             let object = Object::of(name, value)?;
             object.allow(&["status", "progress"])?;
-            snapshots::update_status(cloud, ctx, id, status_of(&object)?).await?;
+            let progress = object.nullable("progress", 4)?.flatten();
+            let is_percent = |text: &str| {
+                let number = text.strip_suffix('%').and_then(|n| n.parse::<u8>().ok());
+                number.is_some_and(|n| n <= 100)
+            };
+            if let Some(progress) = progress
+                && !is_percent(progress)
+            {
+                let why = "It is not a percentage from 0% to 100%.";
+                return Err(invalid("os-update_snapshot_status.progress", &json!(progress), why).into());
+            }
+            let status = status_of(&object)?;
+            snapshots::update_status(cloud, ctx, id, status, progress.map(str::to_owned)).await?;
         }
         other => return Err(no_such(other).into()),
     }

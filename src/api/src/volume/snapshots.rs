@@ -33,7 +33,10 @@ fn view(call: &Call, snapshot: &Snapshot, detail: bool) -> Value {
             snapshot.status,
             SnapshotStatus::Available | SnapshotStatus::BackingUp | SnapshotStatus::Restoring
         );
-        body["os-extended-snapshot-attributes:progress"] = if done { "100%" } else { "0%" }.into();
+        body["os-extended-snapshot-attributes:progress"] = match &snapshot.progress {
+            Some(progress) if !done => progress.as_str().into(),
+            _ => if done { "100%" } else { "0%" }.into(),
+        };
         body["os-extended-snapshot-attributes:project_id"] = snapshot.project_id.as_str().into();
     }
     if call.version >= V::GROUPS_OF_SNAPSHOTS {

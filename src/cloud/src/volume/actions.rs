@@ -388,10 +388,13 @@ fn carry_out(conn: &Connection, ctx: &Context, volume: &Volume, hand: &Hand) -> 
                 }
                 None => all.first(),
             };
-            match attachment {
-                Some(attachment) => attachments::remove(conn, attachment.id),
-                None => Ok(()),
+            if let Some(attachment) = attachment {
+                attachments::remove(conn, attachment.id)?;
             }
+            if *force && attachments::of_volume(conn, volume.id)?.is_empty() {
+                free(conn, volume)?;
+            }
+            Ok(())
         }
     }
 }

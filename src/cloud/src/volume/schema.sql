@@ -67,6 +67,8 @@ CREATE TABLE volume_snapshots (
     -- What the reconciler has to do.
     task TEXT,
     metadata TEXT NOT NULL,
+    -- As somebody has said it.
+    progress TEXT,
     -- Of the volume, when it was made.
     bootable INTEGER NOT NULL,
     image_metadata TEXT NOT NULL,

@@ -26,6 +26,8 @@ pub struct Snapshot {
     /// What the reconciler has to do.
     pub task: Option<Task>,
     pub metadata: Pairs,
+    /// How far it is, where somebody has said so.
+    pub progress: Option<String>,
     /// Of the volume, when it was made.
     pub bootable: bool,
     /// Of the volume, when it was made.
@@ -48,6 +50,7 @@ impl Snapshot {
             status: row.get("status")?,
             task: row.get("task")?,
             metadata: json(row, "metadata")?,
+            progress: row.get("progress")?,
             bootable: row.get("bootable")?,
             image_metadata: json(row, "image_metadata")?,
             created_at: row.get("created_at")?,
@@ -56,7 +59,7 @@ impl Snapshot {
     }
 
     pub(super) fn save(&self, conn: &Connection) -> Result<()> {
-        const COLUMNS: [&str; 15] = [
+        const COLUMNS: [&str; 16] = [
             "id",
             "project_id",
             "user_id",
@@ -68,6 +71,7 @@ impl Snapshot {
             "status",
             "task",
             "metadata",
+            "progress",
             "bootable",
             "image_metadata",
             "created_at",
@@ -86,6 +90,7 @@ impl Snapshot {
                 self.status,
                 self.task,
                 row::to_json(&self.metadata)?,
+                self.progress,
                 self.bootable,
                 row::to_json(&self.image_metadata)?,
                 self.created_at,
@@ -197,6 +202,7 @@ fn insert(
         status: SnapshotStatus::Creating,
         task: Some(Task::Create),
         metadata: metadata.clone(),
+        progress: None,
         bootable: volume.bootable,
         image_metadata: volume.image_metadata,
         created_at: now(),
@@ -360,7 +366,13 @@ pub async fn reset_status(cloud: &Cloud, ctx: &Context, id: &str, status: &str) 
 ///
 /// # Errors
 /// 404, 400 for a change that makes no sense.
-pub async fn update_status(cloud: &Cloud, ctx: &Context, id: &str, status: &str) -> Result<()> {
+pub async fn update_status(
+    cloud: &Cloud,
+    ctx: &Context,
+    id: &str,
+    status: &str,
+    progress: Option<String>,
+) -> Result<()> {
     ctx.require("snapshots", "update_status")?;
     let wanted = SnapshotStatus::parse(status);
     let asked = status.to_owned();
@@ -374,6 +386,7 @@ pub async fn update_status(cloud: &Cloud, ctx: &Context, id: &str, status: &str)
         match wanted.filter(|status| allowed.contains(status)) {
             Some(status) => {
                 snapshot.status = status;
+                snapshot.progress = progress.clone().or_else(|| snapshot.progress.take());
                 Ok(())
             }
             None => Err(Error::BadRequest(format!(

@@ -5,6 +5,7 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 use super::{Item, NAME, TABLES};
+use crate::compute::actions::volume_extended;
 use crate::compute::now;
 use crate::driver::DriverError;
 use crate::image::from_volume;
@@ -12,9 +13,9 @@ use crate::volume::backups::{self, Backup};
 use crate::volume::messages::{self, Action, Detail};
 use crate::volume::row::{self, Origin, Volume};
 use crate::volume::snapshots::{self, Snapshot};
-use crate::volume::status::{BackupStatus, SnapshotStatus, Status, Task};
+use crate::volume::status::{AttachStatus, BackupStatus, SnapshotStatus, Status, Task};
 use crate::volume::{attachments, pool, types};
-use crate::{Cloud, Error, Result};
+use crate::{Cloud, Context, Error, Result};
 
 /// Rows that have something to be done, and for which nothing has to be awaited.
 pub(super) async fn waiting(cloud: &Cloud) -> Result<Vec<Item>> {
@@ -245,12 +246,18 @@ async fn extend(cloud: &Cloud, volume: &Volume) -> Result<()> {
     if let Err(error) = &grown {
         log(Item::Volume(volume.id), Task::Extend, error);
     }
+    let ctx = Context::system();
     let message = Uuid::new_v4();
     settle(cloud, volume, move |conn, volume| {
         volume.new_size = None;
         match &grown {
             Ok(()) => {
                 volume.size = size;
+                for attachment in attachments::of_volume(conn, volume.id)? {
+                    if let (Some(server), AttachStatus::Attached) = (attachment.server, attachment.status) {
+                        volume_extended(conn, &ctx, server)?;
+                    }
+                }
                 back(conn, volume, Status::Extending)
             }
             Err(error) => {
