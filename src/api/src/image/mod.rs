@@ -76,6 +76,7 @@ pub fn router() -> Router<AppState> {
             put(data::stage).layer(DefaultBodyLimit::disable()),
         )
         .route("/v2/images/{id}/import", post(data::import))
+        .route("/v2/images/{id}/tasks", get(images::tasks))
         .route("/v2/images/{id}/actions/deactivate", post(images::deactivate))
         .route("/v2/images/{id}/actions/reactivate", post(images::reactivate))
         .route(
