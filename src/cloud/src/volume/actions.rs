@@ -370,7 +370,9 @@ fn carry_out(conn: &Connection, ctx: &Context, volume: &Volume, hand: &Hand) -> 
             attachment: id,
             force,
         } => {
-            if !force {
+            // Detached already.
+            let done = all.is_empty() && volume.status == Status::Available;
+            if !force && !done {
                 expect(volume, &[Status::InUse, Status::Detaching], "detach")?;
             }
             let attachment = match id {
