@@ -47,7 +47,12 @@ impl AppState {
 
 /// All services under their paths, with all that every request passes.
 pub fn router(state: AppState) -> Router {
-    let router = Router::new()
+    edge::wrap(services().with_state(state.clone()), state)
+}
+
+/// All services under their paths.
+fn services() -> Router<AppState> {
+    Router::new()
         .merge(edge::routes())
         .nest("/identity", identity::router())
         .nest("/image", image::router())
@@ -56,8 +61,6 @@ pub fn router(state: AppState) -> Router {
         .nest("/placement", placement::router())
         .nest("/key-manager", key_manager::router())
         .nest("/volume", volume::router())
-        .with_state(state.clone());
-    edge::wrap(router, state)
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ use tower::ServiceExt;
 
 use crate::{AppState, router};
 
+mod strangers;
+
 struct Answer {
     status: StatusCode,
     headers: HeaderMap,
@@ -25,6 +27,7 @@ impl Answer {
     }
 }
 
+#[derive(Clone)]
 struct Client {
     router: Router,
     token: Option<String>,
@@ -211,7 +214,10 @@ async fn a_token_tells_roles_project_and_catalog_and_ends_when_it_is_deleted() {
         .iter()
         .filter_map(|s| s["type"].as_str())
         .collect();
-    let served: Vec<&str> = cloud::identity::catalog::SERVED.iter().map(|service| service.kind).collect();
+    let served: Vec<&str> = cloud::identity::catalog::SERVED
+        .iter()
+        .map(|service| service.kind)
+        .collect();
     assert_eq!(types, served);
     assert!(types.contains(&"key-manager"));
     assert!(body["expires_at"].as_str().unwrap().ends_with("000000Z"));

@@ -3,7 +3,7 @@
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use cloud::identity::stored::{self, EC2, Stored};
+use cloud::identity::stored::{self, Stored};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -93,7 +93,7 @@ pub(super) async fn list_ec2(
     Auth(ctx): Auth,
     Path(user): Path<String>,
 ) -> Answer {
-    let all = stored::list(&state.cloud, &ctx, Some(user.clone()), Some(EC2.into())).await?;
+    let all = stored::list_ec2(&state.cloud, &ctx, &user).await?;
     let all: Vec<_> = all.iter().map(|stored| ec2_view(&state, stored)).collect();
     let this = shape::url(&state, &format!("users/{user}/credentials/OS-EC2"));
     let links = json!({"self": this, "next": null, "previous": null});

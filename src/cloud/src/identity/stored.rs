@@ -289,6 +289,15 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: &str) -> Result<()> {
         .await
 }
 
+/// A user's EC2 keys.
+///
+/// # Errors
+/// 403 for another user's.
+pub async fn list_ec2(cloud: &Cloud, ctx: &Context, user_id: &str) -> Result<Vec<Stored>> {
+    check(ctx, user_id)?;
+    list(cloud, ctx, Some(user_id.to_owned()), Some(EC2.into())).await
+}
+
 /// A new EC2 key of a user for a project that it has a role on.
 ///
 /// # Errors
