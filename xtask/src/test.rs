@@ -136,7 +136,7 @@ fn end_to_end(totals: &mut Totals, steps: &Steps) {
         // One at a time: a test looks at all that descends from its process.
         #[rustfmt::skip]
         let arguments = ["test", "-p", "allod-tests", "--no-fail-fast", "--test", "bad_input", "--test", "guest_image", "--test", "hostile_images",
-            "--test", "isolation", "--test", "lifecycle", "--test", "sdk", "--", "--test-threads=1"];
+            "--test", "isolation", "--test", "lifecycle", "--test", "sdk", "--test", "volumes", "--", "--test-threads=1"];
         totals.tests("end-to-end tests", steps, &mut cargo, &arguments);
     }
 }

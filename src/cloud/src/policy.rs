@@ -87,7 +87,15 @@ mod tests {
 
     use super::*;
 
-    const SERVICES: [&str; 7] = ["identity", "image", "compute", "network", "volume", "secret", "placement"];
+    const SERVICES: [&str; 7] = [
+        "identity",
+        "image",
+        "compute",
+        "network",
+        "volume",
+        "secret",
+        "placement",
+    ];
     const ROLES: [&str; 4] = ["reader", "member", "manager", "admin"];
 
     fn context(role: Option<&str>) -> Context {

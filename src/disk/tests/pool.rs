@@ -66,8 +66,14 @@ fn volumes_live_from_clone_to_delete_and_survive_restarts() {
     assert!(before.total > FILE_SIZE / 2 && before.free <= before.total && before.reflinks);
 
     let id = Uuid::new_v4();
-    fixture.pool().clone_volume(id, VolumeSource::Image(image), 64 << 20).unwrap();
-    fixture.pool().clone_volume(id, VolumeSource::Image(image), 64 << 20).unwrap();
+    fixture
+        .pool()
+        .clone_volume(id, VolumeSource::Image(image), 64 << 20)
+        .unwrap();
+    fixture
+        .pool()
+        .clone_volume(id, VolumeSource::Image(image), 64 << 20)
+        .unwrap();
     let used = before.free - fixture.pool().usage().unwrap().free;
     assert!(used < 1 << 20, "a clone shares its blocks: {used} bytes used");
 

@@ -164,6 +164,8 @@ async fn add_nic(
 async fn add_device(qmp: &mut Option<Qmp>, socket: &str, mut device: Value) -> Result<(), EngineError> {
     device["id"] = device_name(socket).into();
     device["disable-legacy"] = "on".into();
+    // Left to itself, QEMU 7.2 would take the second place on a port that has but one.
+    device["addr"] = "0x0".into();
     for index in 0..MAX_SLOTS {
         device["bus"] = command::slot(index).into();
         match ask(qmp, "device_add", device.clone()).await {
@@ -243,7 +245,12 @@ pub(super) async fn ask_again(unplugging: &mut Vec<Unplugging>, qmp: &mut Option
                 let _ = one.answer.send(Err(EngineError::Kept(one.socket)));
             }
             _ => {
-                let _ = ask(qmp, "device_del", json!({"id": device_name(&one.socket)})).await;
+                let asked = ask(qmp, "device_del", json!({"id": device_name(&one.socket)})).await;
+                tracing::info!(
+                    device = one.socket,
+                    ?asked,
+                    "a guest was asked again to let go of a device"
+                );
                 one.again = now + ASK_AGAIN;
                 unplugging.push(one);
             }
