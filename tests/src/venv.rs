@@ -37,6 +37,13 @@ pub const TEMPEST: Venv = Venv {
     constraints: "tests/conformance/constraints.txt",
 };
 
+/// What the runner of the SCS standards needs.
+pub const STANDARDS: Venv = Venv {
+    folder: "standards",
+    packages: &["openstacksdk==4.22.0", "boto3", "pyyaml"],
+    constraints: "tests/conformance/standards-constraints.txt",
+};
+
 /// The client's program.
 pub fn openstack() -> PathBuf {
     CLIENT.program("openstack")

@@ -77,8 +77,8 @@ pub fn run(steps: &Steps) -> Result<()> {
     unit_tests(&mut totals, steps);
     end_to_end(&mut totals, steps);
     totals.one(
-        "conformance scs --smoke",
-        conformance::judge(Suite::Scs, &conformance::Options::smoke(), steps),
+        "conformance scs",
+        conformance::judge(Suite::Scs, &conformance::Options::whole(), steps),
     );
     totals.one("torture daemon", torture::daemon(DAEMON_KILLS, steps));
     totals.one("torture disk", torture::disk(None, steps));

@@ -136,9 +136,10 @@ fn by_their_runner(
     folder: &Path,
     steps: &Steps,
 ) -> Result<Vec<(String, String)>> {
+    venv::STANDARDS.install(steps)?;
     let step = steps.start("the standards' own runner");
     let cloud = tenant.cloud;
-    let mut command = cloud.command(venv::CLIENT.program("python"));
+    let mut command = cloud.command(venv::STANDARDS.program("python"));
     command
         .arg(copy.join("iaas/openstack_test.py"))
         .args(["-c", &tenant.name])

@@ -38,7 +38,7 @@ pub struct Options {
     /// The Ith of N parts of the list.
     #[arg(long, value_name = "I/N", default_value = "1/1")]
     pub shard: Shard,
-    /// Only the few tests that CI runs.
+    /// Only a few tests of each kind, for a quick look.
     #[arg(long)]
     pub smoke: bool,
     /// Only tests whose name contains this.
@@ -50,11 +50,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// What CI runs.
-    pub fn smoke() -> Self {
+    /// What CI runs: all.
+    pub fn whole() -> Self {
         Options {
             shard: Shard::WHOLE,
-            smoke: true,
+            smoke: false,
             only: None,
             concurrency: 2,
         }
