@@ -24,7 +24,8 @@ pub fn pss_mib(pid: i32) -> Result<f64> {
 /// Processor time of a process so far, in seconds: its own clock (clock_getcpuclockid(3)), for ticks are too coarse for
 /// what sleeps most of the time, and a sum over its threads forgets those that ended.
 pub fn cpu_seconds(pid: i32) -> Result<f64> {
-    let clock = clock_getcpuclockid(Pid::from_raw(pid)).with_context(|| format!("no clock of process {pid}"))?;
+    let clock =
+        clock_getcpuclockid(Pid::from_raw(pid)).with_context(|| format!("no clock of process {pid}"))?;
     Ok(Duration::from(clock_gettime(clock)?).as_secs_f64())
 }
 
