@@ -228,11 +228,16 @@ impl Default for Identity {
 pub struct Image {
     /// The largest upload, in GiB.
     pub max_gib: u64,
+    /// What the images of one project may have together, in GiB.
+    pub project_gib: u64,
 }
 
 impl Default for Image {
     fn default() -> Self {
-        Image { max_gib: 64 }
+        Image {
+            max_gib: 64,
+            project_gib: 1000,
+        }
     }
 }
 
@@ -406,6 +411,9 @@ impl Config {
         }
         if image.max_gib == 0 || image.max_gib > 32 << 10 {
             return Err(("image.max_gib", "must be 1 to 32768".into()));
+        }
+        if image.project_gib == 0 || image.project_gib > 32 << 20 {
+            return Err(("image.project_gib", "must be 1 to 33554432".into()));
         }
         if let Err(error) = log.level.parse::<tracing_subscriber::filter::Targets>() {
             return Err(("log.level", format!("'{}': {error}", log.level)));

@@ -181,6 +181,7 @@ fn rules(config: &Config, state: &StateDir) -> cloud::Config {
         secrets_dir: state.path("secrets"),
         staging_dir: state.path("staging"),
         max_image_bytes: config.image.max_gib * model::units::GIB,
+        max_project_image_bytes: config.image.project_gib * model::units::GIB,
         node: config.server.node.clone().unwrap_or_else(tls::hostname),
         availability_zone: config.server.availability_zone.clone(),
         dns_servers: config.network.dns_servers.clone(),

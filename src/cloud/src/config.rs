@@ -19,6 +19,8 @@ pub struct Config {
     pub staging_dir: PathBuf,
     /// The largest image that may be uploaded, in bytes.
     pub max_image_bytes: u64,
+    /// What the images of one project may have together, in bytes as uploaded.
+    pub max_project_image_bytes: u64,
     /// This node's name, as hypervisor and service lists tell it.
     pub node: String,
     /// The availability zone of this node.

@@ -41,6 +41,7 @@ pub async fn cloud_at(public_url: &str) -> TestCloud {
         secrets_dir: dir.path().join("secrets"),
         staging_dir: dir.path().join("staging"),
         max_image_bytes: 1 << 30,
+        max_project_image_bytes: 1 << 40,
         node: "node1".into(),
         availability_zone: "nova".into(),
         dns_servers: vec!["192.0.2.53".parse().expect("an address")],

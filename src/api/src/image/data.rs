@@ -11,6 +11,7 @@ use cloud::image::{data, staging};
 use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
 
 use super::{Answer, no_content, parse_id};
@@ -21,6 +22,8 @@ use crate::fault::{Fault, Service};
 
 /// A client that sends nothing for this long has broken its upload off.
 const STALL: Duration = Duration::from_secs(60);
+/// Nor may an upload hold its place by a trickle: in each minute at least this many bytes come.
+const TRICKLE: u64 = 512 * 1024;
 /// Bytes that are read at once.
 const CHUNK: usize = 256 * 1024;
 
@@ -86,16 +89,30 @@ fn length(headers: &HeaderMap) -> Result<Option<u64>, cloud::Error> {
     Ok(text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()))
 }
 
-/// A body's bytes, until none come for too long.
+/// A body's bytes, until none, or too few, come for too long.
 fn chunks(body: Body) -> impl Stream<Item = Result<Bytes, String>> + Send {
-    futures::stream::unfold(body.into_data_stream(), |mut stream| async move {
-        match tokio::time::timeout(STALL, stream.next()).await {
-            Ok(None) => None,
-            Ok(Some(Ok(chunk))) => Some((Ok(chunk), stream)),
-            Ok(Some(Err(error))) => Some((Err(error.to_string()), stream)),
-            Err(_) => Some((Err("no bytes for a minute".to_owned()), stream)),
-        }
-    })
+    let began = (Instant::now(), 0_u64);
+    futures::stream::unfold(
+        (body.into_data_stream(), began),
+        |(mut stream, (began, came))| async move {
+            match tokio::time::timeout(STALL, stream.next()).await {
+                Ok(None) => None,
+                Ok(Some(Ok(chunk))) => {
+                    let came = came + chunk.len() as u64;
+                    match began.elapsed() < STALL {
+                        true => Some((Ok(chunk), (stream, (began, came)))),
+                        false if came >= TRICKLE => Some((Ok(chunk), (stream, (Instant::now(), 0)))),
+                        false => Some((
+                            Err(format!("{came} bytes in a minute are too few")),
+                            (stream, (began, came)),
+                        )),
+                    }
+                }
+                Ok(Some(Err(error))) => Some((Err(error.to_string()), (stream, (began, came)))),
+                Err(_) => Some((Err("no bytes for a minute".to_owned()), (stream, (began, came)))),
+            }
+        },
+    )
 }
 
 /// A part of a file: where it begins, and how long it is.

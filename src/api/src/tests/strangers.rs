@@ -527,7 +527,11 @@ async fn a_stranger_reads_and_changes_nothing() {
             wrong.push(format!("the owner saw at {path}: {text}, and sees now: {now}"));
         }
     }
-    println!("{requests} requests, {} ids, {} paths", private.len(), paths.len());
+    println!(
+        "{requests} requests, {} ids, {} paths",
+        private.len(),
+        paths.len()
+    );
     assert!(requests > 20_000, "{requests} requests");
     let count = wrong.len();
     wrong.truncate(40);

@@ -13,26 +13,30 @@ use rusqlite::params;
 use sha2::{Digest, Sha512};
 use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncSeekExt, AsyncWriteExt, BufWriter};
+use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use super::limits::{self, Place};
 use super::{Image, Status, find, find_own, format_name, load};
 use crate::identity::now;
 use crate::worker::Activity;
 use crate::{Cloud, Context, Error, Result};
 
-/// Uploads at once; more are told to come again. Each holds a file of up to the largest image's size.
-const UPLOADS: usize = 16;
 /// Conversions at once; more wait.
 const CONVERSIONS: usize = 2;
+/// The disk's free space is looked at after so many bytes.
+const LOOK_AFTER: u64 = 64 << 20;
+/// Staged bytes that nobody imports are removed after this long, in microseconds.
+const STAGED: i64 = 24 * 60 * 60 * 1_000_000;
+/// How often that is looked for.
+const LOOK_FOR_STAGED: Duration = Duration::from_secs(15 * 60);
 /// After a deletion failed.
 const RETRY: Duration = Duration::from_secs(30);
 /// As [`crate::worker`] lists the loop.
 const WORKER: &str = "image";
 
-static UPLOADING: Semaphore = Semaphore::const_new(UPLOADS);
 static CONVERTING: Semaphore = Semaphore::const_new(CONVERSIONS);
 
 pub(super) fn staged(cloud: &Cloud, id: Uuid) -> PathBuf {
@@ -83,11 +87,9 @@ where
         .map_err(|error| Error::Internal(format!("image conversion: {error}")))?
 }
 
-/// A place among the uploads, if there is one left.
-pub(super) fn permit() -> Result<SemaphorePermit<'static>> {
-    UPLOADING
-        .try_acquire()
-        .map_err(|_| Error::Unavailable("Too many uploads at once; try again in a moment.".into()))
+/// A place among the uploads, if there is one left for the caller's project.
+pub(super) fn place(ctx: &Context) -> Result<Place> {
+    limits::place(ctx.project().unwrap_or(&ctx.user_id))
 }
 
 /// Begins an upload.
@@ -104,7 +106,7 @@ pub(super) async fn open(
     }
     // Tasks of their own: what has begun ends, also if the client goes away and this future is dropped. Then nobody
     // takes the upload over, and it puts the image back.
-    let task = tokio::spawn(begin(cloud.clone(), ctx.clone(), id, permit()?));
+    let task = tokio::spawn(begin(cloud.clone(), ctx.clone(), id, length, place(ctx)?));
     task.await
         .map_err(|error| Error::Internal(format!("image upload: {error}")))?
 }
@@ -114,9 +116,11 @@ async fn begin(
     cloud: Arc<Cloud>,
     ctx: Context,
     id: Uuid,
-    permit: SemaphorePermit<'static>,
+    length: Option<u64>,
+    place: Place,
 ) -> Result<(Upload, ImageFormat)> {
     let (caller, now) = (ctx.user_id.clone(), now());
+    let limit = cloud.config.max_project_image_bytes;
     let format = cloud
         .store
         .write(&caller, move |conn| {
@@ -133,11 +137,12 @@ async fn begin(
                     "Properties disk_format, container_format must be set prior to saving data.".into(),
                 )
             })?;
+            limits::check_bytes(conn, limit, &image.owner, id, length.unwrap_or(1))?;
             set_status(conn, id, Status::Saving, now)?;
             Ok(format)
         })
         .await?;
-    Ok((Upload::of(cloud, id, permit), format))
+    Ok((Upload::of(cloud, id, place), format))
 }
 
 /// The bytes that arrived.
@@ -165,13 +170,19 @@ where
         .open(path)
         .await
         .map_err(|error| storage(path, &error))?;
+    limits::check_space(path)?;
     let mut file = BufWriter::with_capacity(256 * 1024, file);
+    let mut look = LOOK_AFTER;
     let (mut size, mut md5, mut sha512) = (0_u64, Md5::new(), Sha512::new());
     while let Some(chunk) = bytes.next().await {
         let chunk = chunk.map_err(|error| Error::BadRequest(format!("The upload broke off: {error}")))?;
         size += chunk.len() as u64;
         if size > limit {
             return Err(too_large(limit));
+        }
+        if size >= look {
+            limits::check_space(path)?;
+            look = size + LOOK_AFTER;
         }
         md5.update(&chunk);
         sha512.update(&chunk);
@@ -222,17 +233,17 @@ pub(super) struct Upload {
     cloud: Arc<Cloud>,
     id: Uuid,
     pub(super) done: bool,
-    _permit: SemaphorePermit<'static>,
+    _place: Place,
 }
 
 impl Upload {
     /// One of an image that is this one's to convert.
-    pub(super) fn of(cloud: Arc<Cloud>, id: Uuid, permit: SemaphorePermit<'static>) -> Upload {
+    pub(super) fn of(cloud: Arc<Cloud>, id: Uuid, place: Place) -> Upload {
         Upload {
             cloud,
             id,
             done: false,
-            _permit: permit,
+            _place: place,
         }
     }
 
@@ -321,13 +332,15 @@ async fn finish(
     original: bool,
 ) -> Result<()> {
     let size = i64::try_from(received.size).map_err(|_| Error::Internal("an image's size".into()))?;
+    let limit = cloud.config.max_project_image_bytes;
     let virtual_size =
         i64::try_from(converted.virtual_size).map_err(|_| Error::Internal("an image's size".into()))?;
     let now = now();
     cloud
         .store
         .write("image", move |conn| {
-            load(conn, id)?;
+            let image = load(conn, id)?;
+            limits::check_bytes(conn, limit, &image.owner, id, received.size)?;
             conn.execute(
                 "UPDATE images SET status = 'active', size = ?2, checksum = ?3, os_hash_value = ?4,
                      virtual_size = ?5, original = ?6, updated_at = ?7 WHERE id = ?1",
@@ -415,10 +428,11 @@ pub fn spawn(cloud: Arc<Cloud>) -> JoinHandle<()> {
                 Ok(()) => {
                     cloud.workers.set(WORKER, Activity::Idle);
                     loop {
-                        match events.recv().await {
-                            Ok(event) if !event.touches("images") => {}
-                            Ok(_) | Err(RecvError::Lagged(_)) => break,
-                            Err(RecvError::Closed) => return,
+                        match tokio::time::timeout(LOOK_FOR_STAGED, events.recv()).await {
+                            Ok(Ok(event)) if !event.touches("images") => {}
+                            Ok(Ok(_) | Err(RecvError::Lagged(_))) => break,
+                            Ok(Err(RecvError::Closed)) => return,
+                            Err(_) => super::staging::expire(&cloud, now() - STAGED).await,
                         }
                     }
                 }
@@ -504,8 +518,12 @@ pub async fn download(cloud: &Cloud, ctx: &Context, id: Uuid) -> Result<Option<D
     } else {
         cloud.drivers.disks.image_path(id)
     };
-    let file = File::open(&path).await.map_err(|error| storage(&path, &error))?;
     let size = image.size.unwrap_or(0);
+    if size == 0 {
+        // Of a server that boots from a volume: it names a snapshot, and has no bytes of its own.
+        return Ok(None);
+    }
+    let file = File::open(&path).await.map_err(|error| storage(&path, &error))?;
     Ok(Some(Download { image, size, file }))
 }
 

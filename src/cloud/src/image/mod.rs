@@ -21,6 +21,7 @@
 pub mod boot;
 pub mod data;
 pub(crate) mod from_volume;
+mod limits;
 pub mod list;
 pub mod members;
 pub mod properties;

@@ -10,7 +10,8 @@ use rusqlite::params;
 use uuid::Uuid;
 
 use super::data::{self, Received, Upload};
-use super::{Status, find_own};
+use super::limits::{self, Place};
+use super::{Status, find_own, load};
 use crate::identity::now;
 use crate::{Cloud, Context, Error, Result};
 
@@ -49,9 +50,12 @@ where
 async fn keep(cloud: &Cloud, id: Uuid, received: Received) -> Result<()> {
     let size = i64::try_from(received.size).map_err(|_| Error::Internal("an image's size".into()))?;
     let now = now();
+    let limit = cloud.config.max_project_image_bytes;
     cloud
         .store
         .write("image", move |conn| {
+            let owner = load(conn, id)?.owner;
+            limits::check_bytes(conn, limit, &owner, id, received.size)?;
             let sql = "UPDATE images SET status = 'uploading', size = ?2, checksum = ?3, os_hash_value = ?4,
                  updated_at = ?5 WHERE id = ?1 AND status = 'saving'";
             let kept = conn.execute(
@@ -72,12 +76,19 @@ async fn keep(cloud: &Cloud, id: Uuid, received: Received) -> Result<()> {
 /// 404, 403, 409 unless the bytes are staged, 503 if there are too many uploads.
 pub async fn import(cloud: &Arc<Cloud>, ctx: &Context, id: Uuid) -> Result<()> {
     ctx.require("images", "upload")?;
-    let permit = data::permit()?;
-    let (caller, now) = (ctx.clone(), now());
+    // A task of its own: what has begun goes on, also if the client goes away and this future is dropped.
+    let begun = tokio::spawn(begin(cloud.clone(), ctx.clone(), id, data::place(ctx)?));
+    begun
+        .await
+        .map_err(|error| Error::Internal(format!("image import: {error}")))?
+}
+
+async fn begin(cloud: Arc<Cloud>, ctx: Context, id: Uuid, place: Place) -> Result<()> {
+    let (caller, now) = (ctx.user_id.clone(), now());
     let (format, received) = cloud
         .store
-        .write(&ctx.user_id, move |conn| {
-            let image = find_own(conn, &caller, id)?;
+        .write(&caller, move |conn| {
+            let image = find_own(conn, &ctx, id)?;
             if image.status != Status::Uploading {
                 return Err(Error::Conflict(
                     "Image needs to be staged before 'glance-direct' method can be used".into(),
@@ -94,13 +105,32 @@ pub async fn import(cloud: &Arc<Cloud>, ctx: &Context, id: Uuid) -> Result<()> {
             Ok((format, received))
         })
         .await?;
-    let upload = Upload::of(cloud.clone(), id, permit);
+    let upload = Upload::of(cloud, id, place);
     tokio::spawn(async move {
         if let Err(error) = upload.convert(format, received).await {
             tracing::warn!(image = %id, %error, "a staged image could not be imported");
         }
     });
     Ok(())
+}
+
+/// Removes what was staged before this moment (microseconds since 1970) and never imported; the images are `queued` again.
+pub(super) async fn expire(cloud: &Cloud, before: i64) {
+    let old = cloud.store.read(move |conn| {
+        let mut sql =
+            conn.prepare_cached("SELECT id FROM images WHERE status = 'uploading' AND updated_at < ?1")?;
+        let rows = sql.query_map([before], |row| row.get::<_, String>(0))?;
+        Ok::<_, Error>(rows.collect::<rusqlite::Result<Vec<_>>>()?)
+    });
+    match old.await {
+        Ok(old) => {
+            for id in old.iter().filter_map(|id| id.parse().ok()) {
+                tracing::info!(image = %id, "staged bytes that nobody imported are removed");
+                data::put_back(cloud, id).await;
+            }
+        }
+        Err(error) => tracing::warn!(%error, "what was staged long ago could not be looked for"),
+    }
 }
 
 /// The files that are staged; images whose file is gone are `queued` again.

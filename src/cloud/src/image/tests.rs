@@ -485,3 +485,85 @@ async fn a_deletion_that_fails_on_the_node_is_done_and_tried_again() {
     task.abort();
     assert!(test.drivers.state().images.is_empty());
 }
+
+#[tokio::test]
+async fn a_projects_images_have_a_limit_together() {
+    let mut test = cloud().await;
+    match Arc::get_mut(&mut test.cloud) {
+        Some(cloud) => cloud.config.max_project_image_bytes = 1500,
+        None => panic!("the cloud is shared already"),
+    }
+    let ann = test.context("ann", "shop", "member").await;
+    let id = queued(&test, &ann, "raw").await;
+    send(&test.cloud, &ann, id, &[1; 1000]).await.unwrap();
+    // Announced or not, staged or not.
+    let over = queued(&test, &ann, "raw").await;
+    for length in [Some(600), None] {
+        let bytes = futures::stream::iter([Ok::<_, String>(Bytes::from(vec![2; 600]))]);
+        let sent = data::upload(&test.cloud, &ann, over, length, bytes).await;
+        assert!(matches!(sent, Err(Error::TooLarge(_))), "{sent:?}");
+        let bytes = futures::stream::iter([Ok::<_, String>(Bytes::from(vec![2; 600]))]);
+        let sent = staging::stage(&test.cloud, &ann, over, length, bytes).await;
+        assert!(matches!(sent, Err(Error::TooLarge(_))), "{sent:?}");
+    }
+    assert_eq!(
+        show(&test.cloud, &ann, over).await.unwrap().status,
+        Status::Queued
+    );
+    send(&test.cloud, &ann, over, &[2; 500]).await.unwrap();
+    // Another project has a limit of its own.
+    let bob = test.context("bob", "other", "member").await;
+    let theirs = queued(&test, &bob, "raw").await;
+    send(&test.cloud, &bob, theirs, &[3; 1500]).await.unwrap();
+}
+
+#[tokio::test]
+async fn staged_bytes_that_nobody_imports_go() {
+    let test = cloud().await;
+    let ann = test.context("ann", "shop", "member").await;
+    let id = queued(&test, &ann, "raw").await;
+    let bytes = futures::stream::iter([Ok::<_, String>(Bytes::from(vec![2; 600]))]);
+    staging::stage(&test.cloud, &ann, id, None, bytes).await.unwrap();
+    staging::expire(&test.cloud, 1).await;
+    assert_eq!(
+        show(&test.cloud, &ann, id).await.unwrap().status,
+        Status::Uploading
+    );
+    staging::expire(&test.cloud, i64::MAX).await;
+    assert_eq!(show(&test.cloud, &ann, id).await.unwrap().status, Status::Queued);
+    assert!(!data::staged(&test.cloud, id).exists());
+}
+
+#[tokio::test]
+async fn an_import_goes_on_without_its_client() {
+    let test = cloud().await;
+    let ann = test.context("ann", "shop", "member").await;
+    let id = queued(&test, &ann, "raw").await;
+    let bytes = futures::stream::iter([Ok::<_, String>(Bytes::from(vec![2; 600]))]);
+    staging::stage(&test.cloud, &ann, id, None, bytes).await.unwrap();
+    // Asked once, and dropped as by a client that goes away.
+    let mut asked = Box::pin(staging::import(&test.cloud, &ann, id));
+    let now = futures::poll!(&mut asked);
+    assert!(now.is_pending());
+    drop(asked);
+    for _ in 0..1000 {
+        if show(&test.cloud, &ann, id).await.unwrap().status == Status::Active {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("the image is still {:?}", show(&test.cloud, &ann, id).await);
+}
+
+#[tokio::test]
+async fn an_image_without_bytes_gives_none() {
+    let test = cloud().await;
+    let ann = test.context("ann", "shop", "member").await;
+    let id = queued(&test, &ann, "raw").await;
+    let empty = move |conn: &rusqlite::Connection| {
+        let sql = "UPDATE images SET status = 'active', size = 0 WHERE id = ?1";
+        Ok::<_, Error>(conn.execute(sql, [id.to_string()])?)
+    };
+    assert_eq!(test.cloud.store.write("test", empty).await.unwrap(), 1);
+    assert!(data::download(&test.cloud, &ann, id).await.unwrap().is_none());
+}

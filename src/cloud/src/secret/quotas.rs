@@ -85,6 +85,9 @@ fn limit(limits: &Limits, resource: Resource) -> i64 {
 
 /// Refuses one more of the resource if the project has no room for it.
 pub(super) fn charge(conn: &Connection, project: &str, resource: Resource) -> Result<()> {
+    if resource == Resource::Secrets {
+        super::secrets::remove_expired(conn, project)?;
+    }
     let limit = limit(&own_limits(conn, project)?, resource);
     if limit < 0 {
         return Ok(());

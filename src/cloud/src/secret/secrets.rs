@@ -432,13 +432,30 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: Uuid) -> Result<()> {
         .store
         .write(&ctx.user_id, move |conn| {
             find(conn, &caller, id, Access::Change)?;
-            metadata::remove_of(conn, id)?;
-            consumers::remove_of(conn, id)?;
-            acls::remove_of(conn, id)?;
-            let id = id.to_string();
-            conn.execute("DELETE FROM secret_container_refs WHERE secret_id = ?1", [&id])?;
-            conn.execute("DELETE FROM secrets WHERE id = ?1", [&id])?;
-            Ok(())
+            remove(conn, id)
         })
         .await
+}
+
+fn remove(conn: &Connection, id: Uuid) -> Result<()> {
+    metadata::remove_of(conn, id)?;
+    consumers::remove_of(conn, id)?;
+    acls::remove_of(conn, id)?;
+    let id = id.to_string();
+    conn.execute("DELETE FROM secret_container_refs WHERE secret_id = ?1", [&id])?;
+    conn.execute("DELETE FROM secrets WHERE id = ?1", [&id])?;
+    Ok(())
+}
+
+/// Removes secrets of a project that nobody can see any longer, for they have expired.
+pub(super) fn remove_expired(conn: &Connection, project: &str) -> Result<()> {
+    let mut sql = conn.prepare_cached(
+        "SELECT id FROM secrets WHERE project_id = ?1 AND expires_at IS NOT NULL AND expires_at <= ?2",
+    )?;
+    let rows = sql.query_map(rusqlite::params![project, now()], |row| row.get::<_, String>(0))?;
+    let expired: Vec<String> = rows.collect::<rusqlite::Result<_>>()?;
+    for id in expired.iter().filter_map(|id| id.parse().ok()) {
+        remove(conn, id)?;
+    }
+    Ok(())
 }

@@ -275,3 +275,29 @@ async fn containers_have_what_their_kind_asks_for() {
         Kind::NotFound
     );
 }
+
+#[tokio::test]
+async fn expired_secrets_use_up_no_quota() {
+    let test = cloud().await;
+    let ctx = test.context("ann", "one", "member").await;
+    let admin = test.context("admin", "admin", "admin").await;
+    let project = ctx.project().unwrap().to_owned();
+    let one = [(Resource::Secrets, 1)].into();
+    quota::update(&test.cloud, &admin, &project, one).await.unwrap();
+    let first = stored(&test, &ctx, "first").await;
+    let again = NewSecret::default();
+    assert_eq!(kind(create(&test.cloud, &ctx, again).await), Kind::QuotaExceeded);
+    let long_ago = "UPDATE secrets SET expires_at = 1";
+    let expire = test
+        .cloud
+        .store
+        .write("test", move |conn| Ok::<_, Error>(conn.execute(long_ago, [])?));
+    assert_eq!(expire.await.unwrap(), 1);
+    let second = stored(&test, &ctx, "second").await;
+    let left = test.cloud.store.read(|conn| {
+        let mut sql = conn.prepare("SELECT id FROM secrets")?;
+        let rows = sql.query_map([], |row| row.get::<_, String>(0))?;
+        Ok::<_, Error>(rows.collect::<rusqlite::Result<Vec<_>>>()?)
+    });
+    assert_eq!(left.await.unwrap(), [second.to_string()], "without {first}");
+}

@@ -245,7 +245,12 @@ pub fn update(conn: &Connection, ctx: &Context, id: Uuid, fields: &Fields) -> Re
     if old.server.is_some() && (new.device_id != old.device_id || new.device_owner != old.device_owner) {
         return Err(in_use(&old));
     }
-    if old.is_service() && changed.fixed_ips.is_some() {
+    // Whose a service's port is decides where packets go: its service alone changes that.
+    if old.is_service()
+        && (changed.fixed_ips.is_some()
+            || new.device_id != old.device_id
+            || new.device_owner != old.device_owner)
+    {
         let message = format!(
             "Operation update is not supported for device_owner {} on port {id}.",
             old.device_owner

@@ -37,6 +37,7 @@ fn config() -> Config {
         secrets_dir: "/nonexistent".into(),
         staging_dir: "/nonexistent".into(),
         max_image_bytes: 0,
+        max_project_image_bytes: 0,
         node: "node1".into(),
         availability_zone: "nova".into(),
         dns_servers: vec!["192.0.2.53".parse().unwrap()],

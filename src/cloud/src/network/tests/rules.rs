@@ -521,6 +521,20 @@ fn router_interfaces_by_subnet_and_by_port() {
     let adopted = ports::fetch(&bench.conn, theirs.id).unwrap();
     assert_eq!(adopted.device_owner, ports::ROUTER_INTERFACE);
     assert!(adopted.security_groups.is_empty());
+    // It cannot be made one's own again: it would be a port without guards. Nor another router's.
+    let freed = ports::Fields {
+        device_owner: Some(String::new()),
+        device_id: Some(String::new()),
+        ..ports::Fields::default()
+    };
+    let moved = ports::Fields {
+        device_id: Some(Uuid::new_v4().to_string()),
+        ..ports::Fields::default()
+    };
+    for change in [freed, moved] {
+        let changed = ports::update(&bench.conn, &ctx, theirs.id, &change);
+        assert_eq!(refused(changed), "UnsupportedPortDeviceOwner");
+    }
     assert_eq!(refused(add(InterfaceRequest::Port(theirs.id))), "PortInUse");
     let both = InterfaceRequest::Both(theirs.id, subnet.meta.id);
     let remove = |request| routers::remove_interface(&bench.conn, &ctx, router.meta.id, request);
