@@ -7,6 +7,7 @@ mod choice;
 pub mod console;
 mod end;
 mod engine;
+pub mod kvm;
 pub mod qemu;
 pub mod tap;
 

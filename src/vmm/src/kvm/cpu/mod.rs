@@ -1,0 +1,3 @@
+//! Virtual CPUs: the state in which they start.
+
+pub(super) mod entry;
