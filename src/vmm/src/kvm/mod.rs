@@ -1,9 +1,28 @@
 //! The embedded monitor: a machine on `/dev/kvm`, in this process.
 //!
 //! - [`probe`]: what this host's KVM offers, tried rather than believed.
-//! - `cpu`: what a vCPU looks like when it starts.
+//! - [`machine`]: a machine's states, and the one control enum that is its whole interface. Start there.
+//! - `cpu`: virtual CPUs, their threads, and the gate at which they stand still.
+//! - [`memory`], `layout`: the guest's memory and addresses.
+//! - [`boot`]: PVH and bzImage kernels.
+//! - `bus`, [`lifecycle`]: what a device is to the guest, and to the machine.
+//! - `legacy`: the devices of a PC that are not on PCI.
+//!
+//! Nothing that a guest does ends this process, makes it wait, or lets it grow: offsets and lengths are checked where they
+//! come in, output waits in a bounded buffer, and a vCPU's loop answers one access at a time.
 
+pub mod boot;
+mod bus;
 mod cpu;
+mod layout;
+mod legacy;
+pub mod lifecycle;
+pub mod machine;
+pub mod memory;
 pub mod probe;
+mod request;
 
+pub use boot::Kernel;
+pub use legacy::output::Sink;
+pub use machine::{Control, Ending, Machine, MachineError, Spec, State, Status};
 pub use probe::{Offer, ProbeError, probe};

@@ -4,22 +4,24 @@
 //! where a bit promises more than a guest gets; so the machine's foundations are tried with a guest of a few
 //! instructions, too. [`probe`] takes a few milliseconds.
 //!
-//! Seen on a software-assisted KVM (`kvm_pvm` on Linux 6.18, 2026-11-21): all of it, but for the start of a second
-//! processor, whose INIT is never taken, and another TSC rate.
+//! Seen on a software-assisted KVM (`kvm_pvm` on Linux 6.18, 2026-11-21): all of it, but for another TSC rate.
 
 use std::fmt;
 use std::path::Path;
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_MP_STATE_RUNNABLE,
-    kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
 use super::cpu::entry;
+use super::cpu::thread::{self, Kick};
 
 /// Guest memory of the trial: 64 KiB.
 const SIZE: usize = 16 << 12;
@@ -37,6 +39,8 @@ const REPORT: u8 = 0xe1;
 const BOOT_DONE: u8 = 0x42;
 /// What the second processor reports.
 const SECOND_DONE: u8 = 0x41;
+/// How long the second processor has to start.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Exits after which a trial is given up.
 const MAX_EXITS: usize = 16;
 
@@ -157,6 +161,9 @@ pub enum ProbeError {
     /// No memory for the trial.
     #[error("cannot map the trial's memory: {0}")]
     Memory(String),
+    /// No thread for the trial.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     /// No eventfd for the trial.
     #[error("cannot make an eventfd: {0}")]
     EventFd(std::io::Error),
@@ -258,9 +265,14 @@ fn attempt(kvm: &Kvm, offer: &mut Offer) -> Result<(), ProbeError> {
     let mut boot = vm
         .create_vcpu(0)
         .map_err(while_doing("cannot make a virtual processor"))?;
-    let mut second = vm
+    let second = vm
         .create_vcpu(1)
         .map_err(while_doing("cannot make a second virtual processor"))?;
+    // KVM finds a local APIC by its number only once its state was set after all processors were made, as machines do.
+    second
+        .get_lapic()
+        .and_then(|lapic| second.set_lapic(&lapic))
+        .map_err(while_doing("cannot set a local APIC"))?;
     entry::protected(&boot, BOOT_CODE, 0).map_err(while_doing("cannot set registers"))?;
 
     boot.set_kvm_immediate_exit(1);
@@ -280,8 +292,29 @@ fn attempt(kvm: &Kvm, offer: &mut Offer) -> Result<(), ProbeError> {
         let dirty = |address: u32| log[0] & 1 << (address >> 12) != 0;
         dirty(TOUCHED) && !dirty(TOUCHED + 0x1000)
     });
-    offer.starts_processors = started(&second) && reports(&mut second, SECOND_DONE);
+    offer.starts_processors = starts(second)?;
     Ok(())
+}
+
+/// The second processor takes its start-up message, which waits for it since the first one sent it, and reports. It does
+/// so in a thread: one that does not take the message waits for ever.
+fn starts(mut second: VcpuFd) -> Result<bool, ProbeError> {
+    thread::install_handler().map_err(ProbeError::Thread)?;
+    let kick = Kick::new(&second).map_err(ProbeError::Thread)?;
+    let (send, answer) = channel();
+    let runner = std::thread::Builder::new()
+        .name("probe".into())
+        .spawn(move || send.send(reports(&mut second, SECOND_DONE)))
+        .map_err(ProbeError::Thread)?;
+    let started = answer.recv_timeout(PATIENCE).unwrap_or(false);
+    while !runner.is_finished() {
+        kick.set(1);
+        // It may end by itself meanwhile.
+        let _ = runner.kill(SIGRTMIN());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = runner.join();
+    Ok(started)
 }
 
 /// Run until the guest reports this.
@@ -297,12 +330,6 @@ fn reports(vcpu: &mut VcpuFd, wanted: u8) -> bool {
         }
     }
     false
-}
-
-/// The second processor has its start-up message. Without one, running it would wait for ever.
-fn started(vcpu: &VcpuFd) -> bool {
-    vcpu.get_mp_state()
-        .is_ok_and(|state| state.mp_state == KVM_MP_STATE_RUNNABLE)
 }
 
 /// 32-bit instructions: write a page, ring the doorbell, send INIT and start-up to the second processor, report.

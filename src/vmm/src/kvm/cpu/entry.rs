@@ -38,6 +38,34 @@ pub(in crate::kvm) fn protected(vcpu: &VcpuFd, entry: u32, ebx: u32) -> Result<(
     start_at(vcpu, entry.into(), |regs| regs.rbx = ebx.into())
 }
 
+/// The Linux boot protocol's 32-bit state (`Documentation/arch/x86/boot.rst`, "32-bit Boot Protocol"): flat protected
+/// mode with `__BOOT_CS` 0x10 and `__BOOT_DS` 0x18, and ESI at `boot_params`.
+///
+/// # Errors
+/// KVM's answer.
+pub(in crate::kvm) fn linux(
+    vcpu: &VcpuFd,
+    entry: u32,
+    boot_params: u32,
+    gdt: u64,
+) -> Result<(), kvm_ioctls::Error> {
+    let mut sregs: kvm_sregs = vcpu.get_sregs()?;
+    let data = flat(0x18, 0x3);
+    sregs.cs = flat(0x10, 0xb);
+    (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
+    (sregs.fs, sregs.gs) = (data, data);
+    sregs.gdt.base = gdt;
+    sregs.gdt.limit = (LINUX_GDT.len() * 8 - 1) as u16;
+    sregs.cr0 = CR0_PE | CR0_ET;
+    sregs.cr4 = 0;
+    sregs.efer = 0;
+    vcpu.set_sregs(&sregs)?;
+    start_at(vcpu, entry.into(), |regs| regs.rsi = boot_params.into())
+}
+
+/// The descriptor table that the Linux boot protocol wants loaded: flat code at 0x10, flat data at 0x18.
+pub(in crate::kvm) const LINUX_GDT: [u64; 4] = [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+
 fn start_at(vcpu: &VcpuFd, rip: u64, set: impl FnOnce(&mut kvm_regs)) -> Result<(), kvm_ioctls::Error> {
     let mut regs = kvm_regs {
         rip,

@@ -1,0 +1,256 @@
+//! Putting a machine together.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_msr_entry, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{MAX_VCPUS, MachineError, Message, Spec};
+use crate::kvm::boot::Kernel;
+use crate::kvm::bus::Bus;
+use crate::kvm::cpu::cpuid;
+use crate::kvm::cpu::gate::Gate;
+use crate::kvm::cpu::state::State as VcpuState;
+use crate::kvm::cpu::thread::{Buses, Vcpu};
+use crate::kvm::layout;
+use crate::kvm::legacy::cmos::{self, Cmos};
+use crate::kvm::legacy::output::{Output, Sink};
+use crate::kvm::legacy::power::{self, Power};
+use crate::kvm::legacy::reset::{I8042, I8042_PORTS, ResetControl};
+use crate::kvm::legacy::serial::{self, Line, Serial};
+use crate::kvm::lifecycle::Lifecycle;
+use crate::kvm::memory::Ram;
+use crate::kvm::request::Requests;
+
+/// The interrupt controllers' state.
+pub(super) struct Chips {
+    irqchips: [kvm_bindings::kvm_irqchip; 3],
+    pit: kvm_bindings::kvm_pit_state2,
+}
+
+impl Chips {
+    fn read(vm: &VmFd) -> Result<Self, kvm_ioctls::Error> {
+        let mut irqchips = [0, 1, 2].map(|chip_id| kvm_bindings::kvm_irqchip {
+            chip_id,
+            ..kvm_bindings::kvm_irqchip::default()
+        });
+        for chip in &mut irqchips {
+            vm.get_irqchip(chip)?;
+        }
+        Ok(Chips {
+            irqchips,
+            pit: vm.get_pit2()?,
+        })
+    }
+
+    pub(super) fn write(&self, vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+        for chip in &self.irqchips {
+            vm.set_irqchip(chip)?;
+        }
+        vm.set_pit2(&self.pit)
+    }
+}
+
+/// A machine's parts. They are dropped in this order: KVM lets go of the memory before it is unmapped.
+pub(super) struct Parts {
+    pub(super) vcpus: Vec<Vcpu>,
+    pub(super) devices: Vec<Arc<dyn Lifecycle>>,
+    pub(super) power: Arc<Power>,
+    pub(super) vm: Arc<VmFd>,
+    pub(super) ram: Ram,
+    /// Each vCPU's state before the first boot, and the interrupt controllers'.
+    pub(super) first: Vec<VcpuState>,
+    pub(super) chips: Chips,
+    pub(super) kernel: Kernel,
+    pub(super) gate: Arc<Gate>,
+    /// Writes what is left of the console when it is dropped.
+    pub(super) _output: Output,
+    pub(super) clock_adjusts: bool,
+}
+
+pub(super) fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
+    move |source| MachineError::Kvm { what, source }
+}
+
+fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
+    move |source| MachineError::Io { what, source }
+}
+
+/// Put the machine together. Its vCPUs wait at the gate.
+pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> Result<Parts, MachineError> {
+    let system = Kvm::new().map_err(kvm("cannot open /dev/kvm"))?;
+    let most = MAX_VCPUS.min(u32::try_from(system.get_max_vcpus()).unwrap_or(MAX_VCPUS));
+    if !(1..=most).contains(&spec.vcpus) {
+        return Err(MachineError::Vcpus {
+            wanted: spec.vcpus,
+            most,
+        });
+    }
+    let ram = Ram::new(spec.memory_mib, spec.huge_pages)?;
+    let vm = Arc::new(make_vm(&system, &ram)?);
+    let fds = make_vcpus(&system, &vm, spec.vcpus)?;
+    let indices = system
+        .get_msr_index_list()
+        .map_err(kvm("cannot list machine-specific registers"))?;
+    let first = fds
+        .iter()
+        .map(|fd| VcpuState::read(fd, indices.as_slice()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(kvm("cannot read a virtual processor's state"))?;
+    let chips = Chips::read(&vm).map_err(kvm("cannot read the interrupt controllers' state"))?;
+
+    let gate = Arc::new(Gate::new());
+    let requests = Requests::new(gate.clone(), send.clone());
+    let output = Output::start(console).map_err(io("cannot start the console's thread"))?;
+
+    let line = EventFd::new(EFD_NONBLOCK).map_err(io("cannot make an eventfd"))?;
+    vm.register_irqfd(&line, layout::SERIAL_IRQ)
+        .map_err(kvm("cannot bind the serial line's interrupt"))?;
+    let serial = Arc::new(Serial::new(Line(line), output.printer(gate.clone())));
+    let i8042 = Arc::new(I8042::new(requests.clone()));
+    let control = Arc::new(ResetControl::new(requests.clone()));
+    let memory_bytes = spec.memory_mib << 20;
+    let clock = Arc::new(Cmos::new(ram.low_end(), memory_bytes - ram.low_end()));
+    let power = Arc::new(Power::new(vm.clone(), requests.clone()));
+
+    let mut ports = Bus::default();
+    ports.add(layout::SERIAL, serial::PORTS, serial.clone())?;
+    ports.add(layout::I8042, I8042_PORTS, i8042.clone())?;
+    ports.add(layout::CMOS, cmos::PORTS, clock.clone())?;
+    ports.add(layout::PM, power::PORTS, power.clone())?;
+    ports.add(layout::RESET_CONTROL, 1, control.clone())?;
+    let buses = Arc::new(Buses {
+        ports,
+        memory: Bus::default(),
+    });
+
+    let mut parts = Parts {
+        vcpus: Vec::with_capacity(fds.len()),
+        devices: vec![serial, i8042, control, clock, power.clone()],
+        power,
+        vm,
+        ram,
+        first,
+        chips,
+        kernel: spec.kernel,
+        gate: gate.clone(),
+        _output: output,
+        clock_adjusts: system.check_extension(Cap::AdjustClock),
+    };
+    for (index, fd) in (0..).zip(fds) {
+        let vcpu = Vcpu::start(index, fd, gate.clone(), buses.clone(), requests.clone());
+        parts
+            .vcpus
+            .push(vcpu.map_err(io("cannot start a virtual processor's thread"))?);
+    }
+    Ok(parts)
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.gate.end();
+        for vcpu in &mut self.vcpus {
+            vcpu.kick();
+        }
+        for vcpu in &mut self.vcpus {
+            vcpu.join();
+        }
+    }
+}
+
+fn make_vm(system: &Kvm, ram: &Ram) -> Result<VmFd, MachineError> {
+    let vm = loop {
+        match system.create_vm() {
+            // A signal came while the kernel was at it.
+            Err(error) if error.errno() == libc::EINTR => {}
+            result => break result.map_err(kvm("cannot make a machine"))?,
+        }
+    };
+    vm.set_identity_map_address(layout::IDENTITY_MAP)
+        .map_err(kvm("cannot place KVM's identity map"))?;
+    vm.set_tss_address(layout::TASK_STATE)
+        .map_err(kvm("cannot place KVM's task state"))?;
+    vm.create_irq_chip()
+        .map_err(kvm("cannot make interrupt controllers"))?;
+    // Port 0x61, where a kernel looks for the speaker's timer, answers too.
+    vm.create_pit2(kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..kvm_pit_config::default()
+    })
+    .map_err(kvm("cannot make a timer"))?;
+    for (slot, (start, size, host)) in (0..).zip(ram.slots()?) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: start,
+            memory_size: size,
+            userspace_addr: host,
+        };
+        // SAFETY: the slot is a mapping of `ram`, which `Parts` drops after the machine; nothing in this process keeps
+        // references into it, but accesses it as volatile memory.
+        #[allow(unsafe_code)]
+        unsafe { vm.set_user_memory_region(region) }.map_err(kvm("cannot give the machine memory"))?;
+    }
+    Ok(vm)
+}
+
+/// `IA32_MISC_ENABLE`: string instructions are fast.
+const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+/// `IA32_MTRR_DEF_TYPE`: memory types are on, and all memory is write-back, as firmware would leave it.
+const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+/// Offsets of the local APIC's two pins, and what firmware sets: the 8259's interrupts, and the NMI (SDM vol. 3 §11.5.1).
+const LINT0: (usize, u32) = (0x350, 7 << 8);
+const LINT1: (usize, u32) = (0x360, 4 << 8);
+
+fn make_vcpus(system: &Kvm, vm: &VmFd, count: u32) -> Result<Vec<VcpuFd>, MachineError> {
+    let supported = system
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(kvm("cannot read the CPUID leaves"))?;
+    let tsc_deadline = system.check_extension(Cap::TscDeadlineTimer);
+    let mut fds = Vec::with_capacity(count as usize);
+    for index in 0..count {
+        let fd = vm
+            .create_vcpu(index.into())
+            .map_err(kvm("cannot make a virtual processor"))?;
+        let leaves = cpuid::leaves(supported.as_slice(), index, count, tsc_deadline);
+        let leaves = CpuId::from_entries(&leaves).map_err(|_| MachineError::Kvm {
+            what: "too many CPUID leaves",
+            source: kvm_ioctls::Error::new(libc::E2BIG),
+        })?;
+        fd.set_cpuid2(&leaves)
+            .map_err(kvm("cannot set the CPUID leaves"))?;
+        let entries = [MISC_ENABLE, MTRR_DEF_TYPE].map(|(index, data)| kvm_msr_entry {
+            index,
+            data,
+            ..kvm_msr_entry::default()
+        });
+        let msrs = kvm_bindings::Msrs::from_entries(&entries).map_err(|_| MachineError::Kvm {
+            what: "too many machine-specific registers",
+            source: kvm_ioctls::Error::new(libc::E2BIG),
+        })?;
+        let set = fd
+            .set_msrs(&msrs)
+            .map_err(kvm("cannot set machine-specific registers"))?;
+        if set != entries.len() {
+            tracing::debug!(
+                vcpu = index,
+                set,
+                "not every machine-specific register can be set"
+            );
+        }
+        let mut lapic = fd.get_lapic().map_err(kvm("cannot read a local APIC"))?;
+        for (at, value) in [LINT0, LINT1] {
+            for (to, from) in lapic.regs[at..at + 4].iter_mut().zip(value.to_le_bytes()) {
+                *to = from as _;
+            }
+        }
+        fd.set_lapic(&lapic).map_err(kvm("cannot set a local APIC"))?;
+        fds.push(fd);
+    }
+    Ok(fds)
+}

@@ -1,0 +1,253 @@
+//! One machine, and the one way to tell it something.
+//!
+//! A driver thread owns the machine's state. It takes [`Control`]s from outside and requests from the guest, one at a
+//! time, so that there is one place to reason about:
+//!
+//! ```text
+//!              Start              Pause
+//!   Created ───────────▶ Running ──────────▶ Paused
+//!      │                  │ │ ▲ ◀──────────   │ │
+//!      │       Reset, or  │ └─┘    Resume     │ │ Reset: anew, and still paused
+//!      │    the guest's   │                   │ └──▶ Paused
+//!      │                  ▼                   │
+//!      └──────────────▶ Ended(reason) ◀───────┘
+//!   Stop(Hard) from anywhere; the guest's power off or failure; Stop(Graceful) presses the power button of a running
+//!   machine (a paused one runs on for that) and ends it when its time is up.
+//! ```
+//!
+//! A reset clears the guest's memory and loads its kernel again: it is the same machine with the same devices.
+
+mod build;
+mod driver;
+
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use model::machine::StopMode;
+use thiserror::Error;
+
+use super::boot::{BootError, Kernel};
+use super::bus::Overlap;
+use super::legacy::output::Sink;
+use super::memory::MemoryError;
+use super::request::Asked;
+
+/// The most vCPUs of a machine. Their APIC ids fit into eight bits.
+pub const MAX_VCPUS: u32 = 128;
+
+/// What a machine is made of.
+#[derive(Debug)]
+pub struct Spec {
+    /// Virtual CPUs, 1 to [`MAX_VCPUS`].
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Its memory consists of huge pages.
+    pub huge_pages: bool,
+    /// What it boots.
+    pub kernel: Kernel,
+}
+
+/// Everything that a machine can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Boot a machine that was made.
+    Start,
+    /// Let all vCPUs stand still. Paused already: nothing happens.
+    Pause,
+    /// Let them go on. Running already: nothing happens.
+    Resume,
+    /// The reset button.
+    Reset,
+    /// End it. Ended already: nothing happens.
+    Stop(StopMode),
+}
+
+/// What a machine is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Made, and not started.
+    Created,
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs stand still.
+    Paused,
+    /// Its vCPUs are gone.
+    Ended(Ending),
+}
+
+/// Why a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest switched off, by itself or because it was asked to.
+    PoweredOff,
+    /// It was stopped.
+    Stopped,
+    /// It could not go on.
+    Failed(String),
+}
+
+/// A machine's state, and how often it was reset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// The state.
+    pub state: State,
+    /// Resets since its start, the guest's own among them.
+    pub resets: u64,
+}
+
+/// Why a machine was not made, or did not do what it was told.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// No, or too many vCPUs.
+    #[error("a machine has 1 to {most} virtual processors here, not {wanted}")]
+    Vcpus {
+        /// What was wanted.
+        wanted: u32,
+        /// The most that it can have.
+        most: u32,
+    },
+    /// KVM's answer.
+    #[error("{what}: {source}")]
+    Kvm {
+        /// What was being done.
+        what: &'static str,
+        /// The answer.
+        source: kvm_ioctls::Error,
+    },
+    /// The system's answer.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The answer.
+        source: std::io::Error,
+    },
+    /// The guest's memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The guest's kernel.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Two devices at one address: a fault of this program.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
+    /// The control makes no sense in this state.
+    #[error("a machine that is {0:?} cannot do that")]
+    State(State),
+    /// The driver's thread is gone.
+    #[error("the machine is gone")]
+    Gone,
+}
+
+/// What the driver hears.
+pub(super) enum Message {
+    /// From outside, with the way for the answer.
+    Control(Control, Sender<Result<(), MachineError>>),
+    /// From the guest.
+    Guest(Asked),
+}
+
+/// The status, for all who wait for it.
+struct Board {
+    status: Mutex<Status>,
+    changed: Condvar,
+}
+
+impl Board {
+    fn lock(&self) -> MutexGuard<'_, Status> {
+        // A status is exchanged whole.
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+}
+
+/// A machine. When dropped, it is stopped hard.
+pub struct Machine {
+    send: Sender<Message>,
+    board: Arc<Board>,
+    driver: Option<JoinHandle<()>>,
+}
+
+impl Machine {
+    /// Make a machine; it waits for [`Control::Start`]. What it prints on its serial line goes to `console`.
+    ///
+    /// # Errors
+    /// If the host cannot have such a machine.
+    pub fn new(spec: Spec, console: impl Sink) -> Result<Self, MachineError> {
+        let (send, receive) = channel();
+        let board = Arc::new(Board {
+            status: Mutex::new(Status {
+                state: State::Created,
+                resets: 0,
+            }),
+            changed: Condvar::new(),
+        });
+        let parts = build::build(spec, console, &send)?;
+        let driver = driver::Driver::new(parts, board.clone());
+        let driver = std::thread::Builder::new()
+            .name("machine".into())
+            .spawn(move || driver.run(&receive))
+            .map_err(|source| MachineError::Io {
+                what: "cannot start the machine's thread",
+                source,
+            })?;
+        Ok(Machine {
+            send,
+            board,
+            driver: Some(driver),
+        })
+    }
+
+    /// Tell the machine something and wait until it is done. A graceful stop is done when the button is pressed: wait for
+    /// the [`State::Ended`] that follows.
+    ///
+    /// # Errors
+    /// If it cannot be done in this state, or fails. A machine whose start or reset fails has ended.
+    pub fn control(&self, control: Control) -> Result<(), MachineError> {
+        let (answer, answered) = channel();
+        self.send
+            .send(Message::Control(control, answer))
+            .map_err(|_| MachineError::Gone)?;
+        answered.recv().map_err(|_| MachineError::Gone)?
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> Status {
+        self.board.lock().clone()
+    }
+
+    /// Wait until the status is as wanted, but no longer than this. The status then.
+    pub fn wait(&self, timeout: Duration, wanted: impl Fn(&Status) -> bool) -> Status {
+        let until = Instant::now() + timeout;
+        let mut status = self.board.lock();
+        while !wanted(&status) {
+            let Some(left) = until.checked_duration_since(Instant::now()) else {
+                break;
+            };
+            status = self
+                .board
+                .changed
+                .wait_timeout(status, left)
+                .map_or_else(|poisoned| poisoned.into_inner().0, |(guard, _)| guard);
+        }
+        status.clone()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.control(Control::Stop(StopMode::Hard));
+        // The devices' ways to the driver are gone with the devices; without this one its thread ends.
+        drop(std::mem::replace(&mut self.send, channel().0));
+        if let Some(driver) = self.driver.take() {
+            let _ = driver.join();
+        }
+    }
+}

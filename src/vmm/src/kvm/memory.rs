@@ -1,0 +1,252 @@
+//! The guest's memory: one memfd, mapped below and above the hole for devices.
+//!
+//! The file is sealed against a change of its size, so that whoever shares it (the switch, a disk's owner) can rely on
+//! the mapping, and nobody's access ends in SIGBUS.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::ftruncate;
+use thiserror::Error;
+use virtio::memory::Memory;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
+
+use super::layout::{CONVENTIONAL_END, ECAM, ECAM_SIZE, HIGH_MEMORY, HOLE, KERNEL};
+
+/// The least memory in MiB: what a boot's own structures and a small kernel need.
+pub const MIN_MIB: u64 = 2;
+/// The most memory in MiB: 2 TiB.
+pub const MAX_MIB: u64 = 2 << 20;
+/// The size of a huge page in MiB.
+const HUGE_MIB: u64 = 2;
+
+/// Why there is no memory for the guest.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// Too little, too much, or not a whole number of huge pages.
+    #[error("a machine cannot have {0} MiB of memory")]
+    Size(u64),
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was being done.
+        what: &'static str,
+        /// The answer.
+        source: Errno,
+    },
+    /// The mapping failed.
+    #[error("cannot map the guest's memory: {0}")]
+    Map(String),
+}
+
+fn os(what: &'static str) -> impl FnOnce(Errno) -> MemoryError {
+    move |source| MemoryError::Os { what, source }
+}
+
+/// What an entry of the map that a guest gets stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Memory.
+    Ram,
+    /// Nothing that the guest may use.
+    Reserved,
+}
+
+/// An entry of the map of memory that a guest gets. Addresses and sizes in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Where.
+    pub start: u64,
+    /// How many bytes.
+    pub size: u64,
+    /// What.
+    pub kind: Kind,
+}
+
+/// The guest's memory.
+#[derive(Debug)]
+pub struct Ram {
+    file: File,
+    bytes: u64,
+    huge_pages: bool,
+    memory: Memory,
+}
+
+impl Ram {
+    /// So much memory, all zeroes. With `huge_pages` all of it is there at once; without, pages come as the guest touches
+    /// them.
+    ///
+    /// # Errors
+    /// If the size is out of range, or the system has not so much.
+    pub fn new(mib: u64, huge_pages: bool) -> Result<Self, MemoryError> {
+        if !(MIN_MIB..=MAX_MIB).contains(&mib) || huge_pages && !mib.is_multiple_of(HUGE_MIB) {
+            return Err(MemoryError::Size(mib));
+        }
+        let bytes = mib << 20;
+        let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        if huge_pages {
+            flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+        }
+        let file = File::from(memfd_create(c"guest", flags).map_err(os("cannot make the memory's file"))?);
+        ftruncate(&file, offset(bytes)).map_err(os("cannot size the memory's file"))?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(file.as_fd(), FcntlArg::F_ADD_SEALS(seals)).map_err(os("cannot seal the memory's file"))?;
+        if huge_pages {
+            // A huge page that is missing at a later touch would be a SIGBUS.
+            fallocate(&file, FallocateFlags::empty(), 0, offset(bytes))
+                .map_err(os("there are not enough huge pages"))?;
+        }
+        let regions = parts(bytes)
+            .map(|(start, size, from)| {
+                let share = file.try_clone().map_err(|error| error.to_string())?;
+                let size = usize::try_from(size).map_err(|error| error.to_string())?;
+                let mapping = MmapRegion::from_file(FileOffset::new(share, from), size)
+                    .map_err(|error| error.to_string())?;
+                GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or("an overflow".to_owned())
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(MemoryError::Map)?;
+        let memory = Memory::from_regions(regions).map_err(|error| MemoryError::Map(error.to_string()))?;
+        Ok(Ram {
+            file,
+            bytes,
+            huge_pages,
+            memory,
+        })
+    }
+
+    /// The memory, by the guest's physical addresses. Clones share it.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The file behind it, for those who share it.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where memory below the hole ends.
+    pub fn low_end(&self) -> u64 {
+        self.bytes.min(HOLE)
+    }
+
+    /// All zeroes again, as before the first boot; the pages go back to the host.
+    ///
+    /// # Errors
+    /// If the system refuses, or huge pages were given to someone else meanwhile.
+    pub fn clear(&self) -> Result<(), MemoryError> {
+        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.file, punch, 0, offset(self.bytes)).map_err(os("cannot clear the guest's memory"))?;
+        if self.huge_pages {
+            fallocate(&self.file, FallocateFlags::empty(), 0, offset(self.bytes))
+                .map_err(os("there are not enough huge pages"))?;
+        }
+        Ok(())
+    }
+
+    /// The map that the guest gets: sorted, without overlaps.
+    pub fn map(&self) -> Vec<Entry> {
+        let entry = |start, end, kind| Entry {
+            start,
+            size: end - start,
+            kind,
+        };
+        let mut map = vec![
+            entry(0, CONVENTIONAL_END, Kind::Ram),
+            entry(CONVENTIONAL_END, KERNEL, Kind::Reserved),
+            entry(KERNEL, self.low_end(), Kind::Ram),
+            entry(ECAM, ECAM + ECAM_SIZE, Kind::Reserved),
+        ];
+        if self.bytes > HOLE {
+            map.push(entry(HIGH_MEMORY, HIGH_MEMORY + (self.bytes - HOLE), Kind::Ram));
+        }
+        map
+    }
+
+    /// For KVM: guest physical address, size in bytes and host virtual address of each part.
+    pub(super) fn slots(&self) -> Result<Vec<(u64, u64, u64)>, MemoryError> {
+        parts(self.bytes)
+            .map(|(start, size, _)| {
+                let host = self
+                    .memory
+                    .get_host_address(GuestAddress(start))
+                    .map_err(|error| MemoryError::Map(error.to_string()))?;
+                Ok((start, size, host as u64))
+            })
+            .collect()
+    }
+}
+
+/// Guest physical address, size and offset in the file of each part.
+fn parts(bytes: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+    let low = bytes.min(HOLE);
+    [(0, low, 0), (HIGH_MEMORY, bytes - low, low)]
+        .into_iter()
+        .filter(|(_, size, _)| *size > 0)
+}
+
+/// At most 2 TiB, which an offset holds.
+fn offset(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever the size: the map is sorted, free of overlaps, and its memory is there, but for the firmware's area.
+        #[test]
+        fn the_map_tells_the_memory_that_is_there(mib in prop_oneof![
+            MIN_MIB..64u64, 3 * 1024 - 2..3 * 1024 + 3u64, MIN_MIB..=MAX_MIB, Just(MAX_MIB)
+        ]) {
+            let ram = Ram::new(mib, false).unwrap();
+            let map = ram.map();
+            for pair in map.windows(2) {
+                prop_assert!(pair[0].start + pair[0].size <= pair[1].start);
+            }
+            let mut usable = 0;
+            for entry in map.iter().filter(|entry| entry.kind == Kind::Ram) {
+                prop_assert!(entry.size > 0);
+                prop_assert!(ram.memory().address_in_range(GuestAddress(entry.start)));
+                prop_assert!(ram.memory().address_in_range(GuestAddress(entry.start + entry.size - 1)));
+                usable += entry.size;
+            }
+            prop_assert_eq!(usable, (mib << 20) - (KERNEL - CONVENTIONAL_END));
+            prop_assert!(!ram.memory().address_in_range(GuestAddress(HOLE)));
+            prop_assert!(!ram.memory().address_in_range(GuestAddress(HIGH_MEMORY - 1)));
+        }
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        for (mib, huge) in [
+            (0, false),
+            (1, false),
+            (MAX_MIB + 1, false),
+            (u64::MAX, false),
+            (3, true),
+        ] {
+            assert!(matches!(Ram::new(mib, huge), Err(MemoryError::Size(_))), "{mib}");
+        }
+    }
+
+    #[test]
+    fn cleared_memory_is_zero_and_the_file_keeps_its_size() {
+        let ram = Ram::new(4, false).unwrap();
+        ram.memory().write_obj(7u64, GuestAddress(0x1234)).unwrap();
+        ram.clear().unwrap();
+        assert_eq!(ram.memory().read_obj::<u64>(GuestAddress(0x1234)).unwrap(), 0);
+        assert_eq!(ram.file().metadata().unwrap().len(), 4 << 20);
+        ram.file().set_len(1 << 20).unwrap_err();
+        ram.file().set_len(8 << 20).unwrap_err();
+    }
+}
