@@ -1,0 +1,68 @@
+//! Test guests: assembled by the C compiler that links this test, too.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+/// The folder with the assembled guests.
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    FOLDER
+        .get_or_init(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/pc.S");
+            let elf = folder.path().join("pc");
+            run(Command::new("cc")
+                .args([
+                    "-nostdlib",
+                    "-static",
+                    "-no-pie",
+                    "-Wl,-N,-Ttext=0x100000,--build-id=none",
+                    "-o",
+                ])
+                .args([&elf, &source]));
+            run(Command::new("objcopy")
+                .args(["-O", "binary", "-j", ".text"])
+                .args([&elf, &folder.path().join("pc.bin")]));
+            folder
+        })
+        .path()
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// The guest as an ELF with a PVH entry.
+pub fn elf() -> File {
+    File::open(folder().join("pc")).unwrap()
+}
+
+/// The guest as a bzImage.
+pub fn bzimage() -> File {
+    let code = std::fs::read(folder().join("pc.bin")).unwrap();
+    let mut image = vec![0; 1024];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[1]);
+    put(0x202, b"HdrS");
+    put(0x206, &0x020fu16.to_le_bytes());
+    put(0x211, &[1]);
+    put(0x214, &0x10_0000u32.to_le_bytes());
+    put(0x22c, &0x7fff_ffffu32.to_le_bytes());
+    put(0x234, &[1]);
+    put(0x238, &255u32.to_le_bytes());
+    put(0x258, &0x10_0000u64.to_le_bytes());
+    put(0x260, &0x1_0000u32.to_le_bytes());
+    image.extend(code);
+    let path: PathBuf = folder().join("bzImage");
+    std::fs::write(&path, image).unwrap();
+    File::open(path).unwrap()
+}

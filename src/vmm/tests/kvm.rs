@@ -1,0 +1,361 @@
+//! The embedded monitor, with guests of a few KiB that tell what they see. Without a usable KVM every test says that it
+//! was skipped.
+
+#[path = "guests/mod.rs"]
+mod guests;
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use model::machine::StopMode;
+use vmm::kvm::{Control, Ending, Kernel, Machine, MachineError, Offer, Spec, State, Status, probe};
+
+/// Longer than anything here takes, on a busy machine with an emulated processor.
+const LONG: Duration = Duration::from_secs(60);
+
+/// What this host's KVM offers, if a machine can be had.
+fn usable() -> Option<&'static Offer> {
+    static OFFER: OnceLock<Option<Offer>> = OnceLock::new();
+    let offer = OFFER.get_or_init(|| match probe() {
+        Ok(offer) if offer.lacks().is_empty() => Some(offer),
+        Ok(offer) => {
+            println!("this KVM lacks {:?}", offer.lacks());
+            None
+        }
+        Err(error) => {
+            println!("{error}");
+            None
+        }
+    });
+    if offer.is_none() {
+        println!("skipped: there is no usable KVM");
+    }
+    offer.as_ref()
+}
+
+/// A machine and what it has printed.
+struct Guest {
+    machine: Machine,
+    printed: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Guest {
+    fn new(spec: Spec) -> Result<Self, MachineError> {
+        let printed = Arc::new(Mutex::new(Vec::new()));
+        let there = printed.clone();
+        let machine = Machine::new(spec, move |bytes: &[u8]| {
+            there.lock().unwrap().extend_from_slice(bytes)
+        })?;
+        Ok(Guest { machine, printed })
+    }
+
+    /// Started, with this command line.
+    fn start(command: &str) -> Self {
+        let guest = Self::new(spec(command)).unwrap();
+        guest.machine.control(Control::Start).unwrap();
+        guest
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.printed.lock().unwrap()).into_owned()
+    }
+
+    /// Wait until it has printed this.
+    fn prints(&self, wanted: &str) {
+        let start = Instant::now();
+        while !self.text().contains(wanted) {
+            let status = self.machine.status();
+            assert!(
+                start.elapsed() < LONG && !matches!(status.state, State::Ended(_)),
+                "{status:?} without {wanted:?}: {:?}",
+                self.text()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn ends(&self) -> Ending {
+        let status = self
+            .machine
+            .wait(LONG, |status| matches!(status.state, State::Ended(_)));
+        match status.state {
+            State::Ended(ending) => ending,
+            state => panic!("still {state:?}: {:?}", self.text()),
+        }
+    }
+}
+
+fn spec(command: &str) -> Spec {
+    Spec {
+        vcpus: 1,
+        memory_mib: 16,
+        huge_pages: false,
+        kernel: Kernel {
+            image: guests::elf(),
+            initrd: None,
+            command_line: command.into(),
+        },
+    }
+}
+
+#[test]
+fn a_pvh_guest_finds_its_memory_its_line_and_its_disk_and_switches_off() {
+    if usable().is_none() {
+        return;
+    }
+    let mut initrd: File = tempfile::tempfile().unwrap();
+    initrd.write_all(b"a small disk\0").unwrap();
+    let mut spec = spec("hello there");
+    spec.memory_mib = 5 * 1024;
+    spec.kernel.initrd = Some(initrd);
+    let guest = Guest::new(spec).unwrap();
+    assert_eq!(guest.machine.status().state, State::Created);
+    guest.machine.control(Control::Start).unwrap();
+    assert_eq!(guest.ends(), Ending::PoweredOff);
+    assert_eq!(
+        guest.text(),
+        "map 0000000000000000 000000000009fc00 00000001\n\
+         map 000000000009fc00 0000000000060400 00000002\n\
+         map 0000000000100000 00000000bff00000 00000001\n\
+         map 00000000e0000000 0000000010000000 00000002\n\
+         map 0000000100000000 0000000080000000 00000001\n\
+         line hello there\n\
+         disk 0000000d a small disk\n"
+    );
+}
+
+#[test]
+fn a_bzimage_boots() {
+    if usable().is_none() {
+        return;
+    }
+    let mut spec = spec("quiet");
+    spec.kernel.image = guests::bzimage();
+    let guest = Guest::new(spec).unwrap();
+    guest.machine.control(Control::Start).unwrap();
+    assert_eq!(guest.ends(), Ending::PoweredOff, "{:?}", guest.text());
+    assert_eq!(guest.text(), "linux quiet\n");
+}
+
+#[test]
+fn a_guest_resets_itself_in_three_ways_and_finds_clean_memory() {
+    if usable().is_none() {
+        return;
+    }
+    for command in ["keyboard", "chipset", "triple"] {
+        let guest = Guest::start(command);
+        let status = guest.machine.wait(LONG, |status| {
+            status.resets >= 3 || status.state != State::Running
+        });
+        assert_eq!(status.state, State::Running, "{command}: {:?}", guest.text());
+        guest.machine.control(Control::Stop(StopMode::Hard)).unwrap();
+        assert_eq!(guest.ends(), Ending::Stopped);
+        let text = guest.text();
+        assert!(text.starts_with("boot\nboot\nboot\n"), "{command}: {text:?}");
+        assert!(
+            !text.contains("ran on") && !text.contains("cleared"),
+            "{command}: {text:?}"
+        );
+    }
+}
+
+#[test]
+fn the_reset_button_starts_anew_running_or_paused() {
+    if usable().is_none() {
+        return;
+    }
+    let guest = Guest::start("neither");
+    guest.prints("ready\n");
+    guest.machine.control(Control::Reset).unwrap();
+    guest.prints("ready\nready\n");
+    guest.machine.control(Control::Pause).unwrap();
+    guest.machine.control(Control::Reset).unwrap();
+    let expected = Status {
+        state: State::Paused,
+        resets: 2,
+    };
+    assert_eq!(guest.machine.status(), expected);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(guest.text(), "ready\nready\n", "paused it stays");
+    guest.machine.control(Control::Resume).unwrap();
+    guest.prints("ready\nready\nready\n");
+}
+
+#[test]
+fn a_paused_guest_does_nothing_and_goes_on() {
+    if usable().is_none() {
+        return;
+    }
+    let guest = Guest::start("spin");
+    guest.prints("...");
+    for _ in 0..20 {
+        guest.machine.control(Control::Pause).unwrap();
+        guest.machine.control(Control::Pause).unwrap();
+        // What it printed before may still be on its way.
+        std::thread::sleep(Duration::from_millis(10));
+        let before = guest.text().len();
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(guest.text().len(), before);
+        guest.machine.control(Control::Resume).unwrap();
+        let start = Instant::now();
+        while guest.text().len() == before {
+            assert!(start.elapsed() < LONG, "it does not go on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn the_power_button_is_pressed_and_obeyed() {
+    if usable().is_none() {
+        return;
+    }
+    for paused in [false, true] {
+        let guest = Guest::start("press me");
+        guest.prints("ready\n");
+        if paused {
+            guest.machine.control(Control::Pause).unwrap();
+        }
+        guest
+            .machine
+            .control(Control::Stop(StopMode::Graceful(LONG)))
+            .unwrap();
+        assert_eq!(guest.ends(), Ending::PoweredOff);
+        assert_eq!(guest.text(), "ready\npressed\n");
+    }
+}
+
+#[test]
+fn a_guest_that_is_deaf_to_the_button_is_stopped_in_time() {
+    if usable().is_none() {
+        return;
+    }
+    let guest = Guest::start("no");
+    guest.prints("ready\n");
+    let start = Instant::now();
+    let patience = Duration::from_millis(300);
+    guest
+        .machine
+        .control(Control::Stop(StopMode::Graceful(patience)))
+        .unwrap();
+    assert_eq!(guest.machine.status().state, State::Running);
+    assert_eq!(guest.ends(), Ending::Stopped);
+    assert!(start.elapsed() >= patience);
+    guest.machine.control(Control::Stop(StopMode::Hard)).unwrap();
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    if usable().is_none() {
+        return;
+    }
+    for vcpus in [0, 129, u32::MAX] {
+        let refused = Guest::new(Spec { vcpus, ..spec("no") });
+        assert!(matches!(refused, Err(MachineError::Vcpus { .. })));
+    }
+    let guest = Guest::new(spec("no")).unwrap();
+    for control in [Control::Pause, Control::Resume, Control::Reset] {
+        let refused = guest.machine.control(control);
+        assert!(
+            matches!(refused, Err(MachineError::State(State::Created))),
+            "{control:?}"
+        );
+    }
+    guest.machine.control(Control::Start).unwrap();
+    let refused = guest.machine.control(Control::Start);
+    assert!(matches!(refused, Err(MachineError::State(State::Running))));
+    guest.machine.control(Control::Stop(StopMode::Hard)).unwrap();
+    let refused = guest.machine.control(Control::Resume);
+    assert!(matches!(
+        refused,
+        Err(MachineError::State(State::Ended(Ending::Stopped)))
+    ));
+
+    let mut broken = spec("no");
+    broken.kernel.image = tempfile::tempfile().unwrap();
+    let guest = Guest::new(broken).unwrap();
+    guest.machine.control(Control::Start).unwrap_err();
+    assert!(matches!(guest.ends(), Ending::Failed(_)));
+}
+
+#[test]
+fn a_guest_that_prints_all_the_time_is_slowed_and_still_obeys() {
+    if usable().is_none() {
+        return;
+    }
+    let guest = Guest::start("flood");
+    let start = Instant::now();
+    std::thread::sleep(Duration::from_millis(1500));
+    let asked = Instant::now();
+    guest.machine.control(Control::Pause).unwrap();
+    let waited = asked.elapsed();
+    let allowed = vmm::console::BURST + vmm::console::RATE * start.elapsed().as_millis() as u64 / 1000;
+    let printed = guest.printed.lock().unwrap().len() as u64;
+    assert!(printed > 0 && printed <= allowed, "{printed} of {allowed}");
+    assert!(waited < Duration::from_secs(2), "pausing took {waited:?}");
+    guest.machine.control(Control::Stop(StopMode::Hard)).unwrap();
+}
+
+#[test]
+fn wild_accesses_hurt_nobody() {
+    if usable().is_none() {
+        return;
+    }
+    let guest = Guest::start("wild");
+    assert_eq!(guest.ends(), Ending::PoweredOff, "{:?}", guest.text());
+    assert!(guest.text().ends_with("alive\n"), "{:?}", guest.text());
+}
+
+#[test]
+fn all_processors_start() {
+    let Some(offer) = usable() else { return };
+    for vcpus in [2u32, 4] {
+        let guest = Guest::new(Spec {
+            vcpus,
+            ..spec(&format!("m{vcpus}"))
+        })
+        .unwrap();
+        guest.machine.control(Control::Start).unwrap();
+        assert_eq!(guest.ends(), Ending::PoweredOff);
+        let started = if offer.starts_processors { vcpus - 1 } else { 0 };
+        assert_eq!(guest.text(), format!("started {started:08x}\n"));
+        if !offer.starts_processors {
+            println!("skipped: this KVM starts no second processor");
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_is_dropped_in_any_state_leaves_nothing_behind() {
+    if usable().is_none() {
+        return;
+    }
+    let threads = || {
+        std::fs::read_dir("/proc/self/task")
+            .unwrap()
+            .filter(|task| {
+                let name = task.as_ref().unwrap().path().join("comm");
+                std::fs::read_to_string(name).is_ok_and(|name| name.trim() == "vcpu99")
+            })
+            .count()
+    };
+    for controls in [
+        &[][..],
+        &[Control::Start],
+        &[Control::Start, Control::Pause],
+        &[Control::Start, Control::Stop(StopMode::Hard)],
+    ] {
+        let guest = Guest::new(Spec {
+            vcpus: 100,
+            ..spec("spin")
+        })
+        .unwrap();
+        for control in controls {
+            guest.machine.control(*control).unwrap();
+        }
+        drop(guest);
+        assert_eq!(threads(), 0, "{controls:?}");
+    }
+}
