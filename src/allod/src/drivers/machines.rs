@@ -35,6 +35,9 @@ use super::switch::SwitchDriver;
 /// Request queues of a disk: more than this gain nothing in software.
 const MAX_QUEUES: u32 = 4;
 
+/// The longest wait between two tries to take over what an earlier daemon left.
+const TAKE_OVER: Duration = Duration::from_secs(60);
+
 /// The machines driver.
 #[derive(Clone)]
 pub struct MachinesDriver {
@@ -94,17 +97,11 @@ impl MachinesDriver {
         private_folder(&shared.folder).map_err(failed)?;
         let mut events = shared.engine.events();
         shared.engine.adopt().await.map_err(failed)?;
-        let running: HashMap<Uuid, PowerState> = shared.engine.list().into_iter().collect();
         for id in known(&shared.folder).map_err(failed)? {
-            let parts = shared.parts(id);
-            let mut parts = parts.lock().await;
-            if !running.contains_key(&id) {
-                shared.clear(id, &mut parts).await?;
-                continue;
-            }
-            match read_machine(&shared.folder.join(id.to_string())) {
-                Ok(machine) => shared.adopt_parts(&machine, &mut parts).await?,
-                Err(error) => error!(server = %id, %error, "a running guest's machine.json cannot be read"),
+            // One broken machine does not keep the daemon, and with it all others, from its start.
+            if let Err(error) = shared.take_over(id).await {
+                error!(server = %id, %error, "a machine cannot be taken over, and is tried again");
+                tokio::spawn(self.clone().take_over_later(id));
             }
         }
         let driver = self.clone();
@@ -118,6 +115,20 @@ impl MachinesDriver {
             }
         });
         Ok(())
+    }
+
+    /// Tries until it is done, or nothing is left to be done.
+    async fn take_over_later(self, id: Uuid) {
+        let mut wait = Duration::from_secs(1);
+        loop {
+            tokio::time::sleep(wait).await;
+            match self.shared.take_over(id).await {
+                Ok(()) => break,
+                Err(error) => warn!(server = %id, %error, ?wait, "a machine still cannot be taken over"),
+            }
+            wait = (wait * 2).min(TAKE_OVER);
+        }
+        info!(server = %id, "machine taken over");
     }
 
     /// A machine ended (or paused) by itself.
@@ -483,21 +494,38 @@ impl Shared {
         self.engine.start(&plan).await.map_err(failed)
     }
 
-    /// The parts of a machine that ran before this daemon did.
+    /// What an earlier daemon left of a machine: the parts of one that runs; of others nothing is to be left.
+    async fn take_over(&self, id: Uuid) -> Result<(), DriverError> {
+        let parts = self.parts(id);
+        let mut parts = parts.lock().await;
+        if !self.runs(id) {
+            return self.clear(id, &mut parts).await;
+        }
+        let machine = read_machine(&self.folder(id)).map_err(failed)?;
+        self.adopt_parts(&machine, &mut parts).await
+    }
+
+    /// The parts of a machine that ran before this daemon did: all that can be had, and the first error if that is not all.
     async fn adopt_parts(&self, machine: &Machine, parts: &mut Parts) -> Result<(), DriverError> {
+        let mut adopted = Ok(());
         for (id, disk) in self.disks_of(machine) {
-            parts
-                .owners
-                .push((id, Owner::keep(self.launcher.clone(), disk).await?));
+            if parts.owners.iter().any(|(other, _)| *other == id) {
+                continue;
+            }
+            match Owner::keep(self.launcher.clone(), disk).await {
+                Ok(owner) => parts.owners.push((id, owner)),
+                Err(error) => adopted = adopted.and(Err(error)),
+            }
         }
         let folder = self.folder(machine.id);
         for nic in &machine.nics {
-            parts.ports.push(nic.port);
-            self.switch
-                .adopt_port(nic.port, nic_socket(&folder, nic.port))
-                .await?;
+            if !parts.ports.contains(&nic.port) {
+                parts.ports.push(nic.port);
+            }
+            let socket = nic_socket(&folder, nic.port);
+            adopted = adopted.and(self.switch.adopt_port(nic.port, socket).await);
         }
-        Ok(())
+        adopted
     }
 
     /// All disks of a machine by their volumes, the config drive last, by the machine's own id.

@@ -570,6 +570,50 @@ pub fn a_guest_that_powers_off_is_cleared() {
     });
 }
 
+pub fn a_machine_that_cannot_be_adopted_keeps_no_daemon_from_its_start() {
+    in_a_world(|world| {
+        let disk = format!("disk-{VOLUME}");
+        let file = world.folder.join(format!("pool/volumes/{VOLUME}.raw"));
+        let aside = file.with_extension("aside");
+        world.daemon(|_node, drivers| async move {
+            make_volume(world, &drivers, &boot_sector(READ_AND_PRINT)).await;
+            drivers.switch.apply(tables()).await.unwrap();
+            drivers.machines.start(&machine()).await.unwrap();
+            prints_more(&drivers).await;
+        });
+        // Without a daemon nobody replaces the owner, and without the file nobody can.
+        world.kill(&disk);
+        std::fs::rename(&file, &aside).unwrap();
+        world.daemon(|node, drivers| {
+            let (disk, file, aside) = (&disk, &file, &aside);
+            async move {
+                assert_eq!(
+                    drivers.machines.list().await.unwrap(),
+                    [(SERVER, PowerState::Running)]
+                );
+                let dead = world
+                    .children()
+                    .get(disk)
+                    .map(|record| record.pid)
+                    .unwrap_or_default();
+                assert_eq!(
+                    status(&drivers).await.vhost_user,
+                    BTreeMap::from([(PORT, true)]),
+                    "what can be adopted is"
+                );
+                // As soon as the file is there again, so is its owner.
+                std::fs::rename(aside, file).unwrap();
+                world.successor(disk, dead).await;
+                prints_more(&drivers).await;
+                drivers.machines.stop(SERVER, StopMode::Hard).await.unwrap();
+                assert_eq!(world.children().keys().collect::<Vec<_>>(), ["switch"]);
+                node.tear_down(StopMode::Hard).await.unwrap();
+                world.assert_clean();
+            }
+        });
+    });
+}
+
 pub fn a_node_of_threads_runs_a_guest() {
     in_a_world(|world| {
         world.daemon_with(Isolation::Thread, |node, drivers| async move {

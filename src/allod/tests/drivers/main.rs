@@ -34,6 +34,10 @@ const CASES: &[Case] = &[
         cases::a_guest_that_powers_off_is_cleared,
     ),
     (
+        "a_machine_that_cannot_be_adopted_keeps_no_daemon_from_its_start",
+        cases::a_machine_that_cannot_be_adopted_keeps_no_daemon_from_its_start,
+    ),
+    (
         "a_node_of_threads_runs_a_guest",
         cases::a_node_of_threads_runs_a_guest,
     ),
