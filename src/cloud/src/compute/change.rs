@@ -338,7 +338,8 @@ pub(super) fn rescue(
     let image = images::find(conn, ctx, id)?;
     let gib = image.virtual_size.div_ceil(GIB).max(image.min_disk).max(1);
     server.rescue = Some(RescueDisk {
-        volume,
+        // A rescue that failed may have left its disk.
+        volume: server.rescue.as_ref().map_or(volume, |left| left.volume),
         bytes: gib
             .checked_mul(GIB)
             .ok_or_else(|| Error::BadRequest("The image is too large.".into()))?,

@@ -277,6 +277,8 @@ pub struct Row {
     pub phase: Option<Phase>,
     /// Ran before the exchange.
     pub ran: bool,
+    /// It has a rescue disk.
+    pub rescue: bool,
 }
 
 /// One step. Each may be repeated, and ends the same.
@@ -292,9 +294,9 @@ pub enum Step {
     Swap(Task),
     /// Remove the root volume that the server does not use.
     DropOther,
-    /// Make the rescue disk.
+    /// Make the rescue disk, anew if there is one.
     CreateRescue,
-    /// Remove the rescue disk.
+    /// Remove the rescue disk, and forget it.
     DropRescue,
     /// Make an image of the root volume.
     Snapshot,
@@ -335,6 +337,16 @@ pub fn plan(row: Row, machine: Option<PowerState>, graceful: Duration) -> Vec<St
         && !steps.contains(&Step::DropOther)
     {
         steps.insert(steps.len() - 1, Step::DropOther);
+    }
+    // So does a rescue disk, once no machine can have it any more: it was stopped, or starts without it.
+    if row.rescue
+        && let Some(Step::Settle(vm, _)) = steps.last()
+        && *vm != VmState::Rescued
+        && steps
+            .iter()
+            .any(|step| matches!(step, Step::Stop(_) | Step::Start))
+    {
+        steps.insert(steps.len() - 1, Step::DropRescue);
     }
     steps
 }
@@ -400,7 +412,7 @@ fn steps(row: Row, machine: Option<PowerState>, graceful: Duration) -> Vec<Step>
             Start,
             Settle(VmState::Rescued, Power::Running),
         ],
-        Task::Unrescuing => vec![Stop(StopMode::Hard), DropRescue, Start, on],
+        Task::Unrescuing => vec![Stop(StopMode::Hard), Start, on],
         Task::Shelving => vec![
             Stop(StopMode::Graceful(graceful)),
             Snapshot,
@@ -465,6 +477,7 @@ mod tests {
             placed: true,
             phase: None,
             ran: true,
+            rescue: false,
         }
     }
 
@@ -496,6 +509,26 @@ mod tests {
                 );
                 assert!(!steps.contains(&Step::CreateDisks), "{task:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_rescue_disk_goes_before_a_server_rests_without_it() {
+        for (task, dropped) in [
+            (Task::Rescuing, false),
+            (Task::Unrescuing, true),
+            (Task::RebootStartedHard, true),
+            (Task::RebuildSpawning, true),
+            (Task::PoweringOff, true),
+            // The machine runs on, perhaps from it.
+            (Task::Pausing, false),
+        ] {
+            let row = Row {
+                rescue: true,
+                ..row(Wanted::Active, VmState::Error, Some(task))
+            };
+            let steps = plan(row, Some(PowerState::Running), Duration::ZERO);
+            assert_eq!(steps.contains(&Step::DropRescue), dropped, "{task:?}");
         }
     }
 

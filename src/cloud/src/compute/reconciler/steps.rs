@@ -92,6 +92,8 @@ pub(super) async fn perform(
         Step::CreateRescue => {
             let _turn = shared.room.acquire().await;
             if let Some(rescue) = &server.rescue {
+                // One that an earlier try left may be of another image.
+                drivers.disks.delete_volume(rescue.volume).await?;
                 drivers
                     .disks
                     .create_volume(rescue.volume, rescue.bytes, VolumeSource::Image(rescue.image))
@@ -101,6 +103,11 @@ pub(super) async fn perform(
         Step::DropRescue => {
             if let Some(rescue) = &server.rescue {
                 drivers.disks.delete_volume(rescue.volume).await?;
+                settle(shared, server, |_, row| {
+                    row.rescue = None;
+                    Ok(())
+                })
+                .await?;
             }
         }
         Step::Snapshot => {
@@ -118,6 +125,8 @@ pub(super) async fn perform(
         }
         Step::Offload => {
             settle(shared, server, |conn, row| {
+                // It went with the other disks.
+                row.rescue = None;
                 rest(conn, row, VmState::ShelvedOffloaded, Power::Shutdown)?;
                 scheduler::release(conn, row)?;
                 ports::unbind(conn, row)?;
@@ -391,8 +400,10 @@ async fn machine(shared: &Shared, server: &Server) -> Result<Machine> {
         read_only: false,
     };
     let mut all = Vec::new();
+    // In every other state and task, one that is still there was left by something that failed.
+    let rescued = server.vm_state == VmState::Rescued && server.task_state.is_none();
     if let Some(rescue) = &server.rescue
-        && server.task_state != Some(Task::Unrescuing)
+        && (rescued || server.task_state == Some(Task::Rescuing))
     {
         all.push(local(rescue.volume, rescue.bytes));
     }
@@ -440,7 +451,6 @@ async fn stop_unless_superseded(
 }
 
 fn rest(conn: &Connection, row: &mut Server, vm: VmState, power: Power) -> Result<()> {
-    let rescue_ends = vm != VmState::Rescued;
     match row.task_state {
         Some(Task::ResizeFinish) => migrations::advance(conn, row, "finished")?,
         Some(Task::ResizeConfirming) => migrations::advance(conn, row, "confirmed")?,
@@ -468,9 +478,6 @@ fn rest(conn: &Connection, row: &mut Server, vm: VmState, power: Power) -> Resul
     }
     if vm != VmState::Resized {
         row.exchange = None;
-    }
-    if rescue_ends && power != Power::Crashed {
-        row.rescue = None;
     }
     // It needs no more than what it is now; giving back is never refused.
     scheduler::reclaim(conn, row)?;

@@ -347,6 +347,7 @@ impl Server {
             placed: self.host.is_some(),
             phase: self.exchange.as_ref().map(|e| e.phase),
             ran: self.exchange.as_ref().is_none_or(|e| e.ran),
+            rescue: self.rescue.is_some(),
         }
     }
 

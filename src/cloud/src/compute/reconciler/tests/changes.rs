@@ -1,5 +1,7 @@
 //! Resize, rebuild, rescue, shelving, and images of servers.
 
+use model::disk::VolumeSource;
+
 use super::*;
 use crate::compute::change::{NewImage, Rebuild};
 use crate::compute::state::Phase;
@@ -291,6 +293,58 @@ async fn a_resize_that_fails_costs_the_tenant_nothing() {
     );
     world.kill().await;
     check(&world, id, VmState::Active, "after a failed resize").await;
+}
+
+#[tokio::test]
+async fn from_a_rescue_that_fails_a_server_comes_back_to_its_own_disk() {
+    let again = Action::Rescue {
+        image: Some(Uuid::from_u128(IMAGES[1])),
+    };
+    for call in ["create_volume", "start"] {
+        for (way, vm) in [
+            (Action::Reboot { hard: true }, VmState::Active),
+            (rebuild(), VmState::Active),
+            (again.clone(), VmState::Rescued),
+        ] {
+            let about = format!("{way:?} after {call}");
+            let mut world = World::furnished().await;
+            world.start();
+            let id = world.active().await;
+            let no = DriverError::Failed("no".into());
+            world.test.drivers.fail_next(call, no);
+            world.act(id, Action::Rescue { image: None }).await;
+            world.rests(id, VmState::Error).await;
+            world.act(id, way).await;
+            let server = world.rests(id, vm).await;
+            world.kill().await;
+            check(&world, id, vm, &about).await;
+            if let Some(rescue) = server.rescue {
+                let made_of = world.test.drivers.state().volumes[&rescue.volume].1;
+                assert_eq!(
+                    made_of,
+                    VolumeSource::Image(Uuid::from_u128(IMAGES[1])),
+                    "{about}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_whose_unrescue_fails_has_its_own_disk_again() {
+    let mut world = World::furnished().await;
+    world.start();
+    let id = world.active().await;
+    world.act(id, Action::Rescue { image: None }).await;
+    world.rests(id, VmState::Rescued).await;
+    let no = DriverError::Failed("no".into());
+    world.test.drivers.fail_next("start", no);
+    world.act(id, Action::Unrescue).await;
+    world.rests(id, VmState::Error).await;
+    world.act(id, Action::Reboot { hard: true }).await;
+    world.rests(id, VmState::Active).await;
+    world.kill().await;
+    check(&world, id, VmState::Active, "after a failed unrescue").await;
 }
 
 #[tokio::test]
