@@ -150,8 +150,8 @@ pub struct Remembered {
     pub tables: Option<Arc<Tables>>,
     /// Calls in their order, such as `start <id>`.
     pub calls: Vec<String>,
-    /// The next call whose name starts so fails with this.
-    pub fail: Option<(&'static str, DriverError)>,
+    /// The next call of this name fails with this.
+    pub fail: Vec<(&'static str, DriverError)>,
 }
 
 impl Remembering {
@@ -174,9 +174,9 @@ impl Remembering {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Let the next call of this name fail.
+    /// Let the next call of this name fail; told twice, the next two.
     pub fn fail_next(&self, call: &'static str, error: DriverError) {
-        self.state().fail = Some((call, error));
+        self.state().fail.push((call, error));
     }
 
     /// A guest changes its state by itself.
@@ -194,13 +194,9 @@ impl Remembering {
     ) -> Result<MutexGuard<'_, Remembered>, DriverError> {
         let mut state = self.state();
         state.calls.push(format!("{name} {id}"));
-        match &state.fail {
-            Some((call, error)) if *call == name => {
-                let error = error.clone();
-                state.fail = None;
-                Err(error)
-            }
-            _ => Ok(state),
+        match state.fail.iter().position(|(call, _)| *call == name) {
+            Some(at) => Err(state.fail.remove(at).1),
+            None => Ok(state),
         }
     }
 

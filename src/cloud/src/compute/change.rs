@@ -487,6 +487,9 @@ fn rotate(conn: &Connection, server: &Server, backup: &Backup) -> Result<()> {
 
 /// The server is kept as an image, and its node is free of it.
 pub(super) fn shelve(conn: &Connection, ctx: &Context, server: &mut Server, image: Uuid) -> Result<()> {
+    if let Some(left) = server.shelved_image.take() {
+        snapshots::discard(conn, left)?;
+    }
     if !server.volume_backed {
         let (properties, reserve) = properties(conn, ctx, server)?;
         snapshots::reserve(

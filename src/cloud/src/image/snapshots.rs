@@ -74,6 +74,15 @@ pub fn is_awaited(conn: &Connection, id: Uuid) -> Result<bool> {
     }
 }
 
+/// The image can be used.
+pub fn is_there(conn: &Connection, id: Uuid) -> Result<bool> {
+    match load(conn, id) {
+        Ok(image) => Ok(image.status == Status::Active),
+        Err(error) if error.kind() == Some(crate::error::Kind::NotFound) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// The bytes are there ([`crate::driver::Disks::image_from_volume`]): the image is `active`. Was it deleted meanwhile, they go.
 ///
 /// # Errors

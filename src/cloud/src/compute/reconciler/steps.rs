@@ -15,6 +15,9 @@ use crate::compute::{actions, aggregates, metadata, migrations, now, ports, sche
 use crate::driver::DriverError;
 use crate::{Error, Result};
 
+/// Why a server is not shelved.
+const NO_IMAGE: &str = "The image that the server was to be kept as was deleted.";
+
 /// What comes after a step.
 pub(super) enum Flow {
     /// The plan's next step.
@@ -113,6 +116,14 @@ pub(super) async fn perform(
         Step::Snapshot => {
             let _turn = shared.room.acquire().await;
             snapshot(shared, server).await?;
+            if server.task_state == Some(Task::Shelving)
+                && !server.volume_backed
+                && !kept(shared, server).await?
+            {
+                // Without an image the disk is all there is of the server.
+                stay(shared, server).await?;
+                return Ok(Flow::Replan);
+            }
         }
         Step::DropShelved => {
             if let Some(image) = server.shelved_image {
@@ -127,7 +138,7 @@ pub(super) async fn perform(
             settle(shared, server, |conn, row| {
                 // It went with the other disks.
                 row.rescue = None;
-                rest(conn, row, VmState::ShelvedOffloaded, Power::Shutdown)?;
+                rest(conn, row, VmState::ShelvedOffloaded, Power::Shutdown, Ok(()))?;
                 scheduler::release(conn, row)?;
                 ports::unbind(conn, row)?;
                 row.host = None;
@@ -178,7 +189,10 @@ pub(super) async fn perform(
             return Ok(Flow::Replan);
         }
         Step::Settle(vm, power) => {
-            let settled = settle(shared, server, move |conn, row| rest(conn, row, vm, power)).await?;
+            let settled = settle(shared, server, move |conn, row| {
+                rest(conn, row, vm, power, Ok(()))
+            })
+            .await?;
             if settled {
                 lock(&shared.rest).insert(id, server.generation);
             }
@@ -379,6 +393,25 @@ async fn snapshot(shared: &Shared, server: &Server) -> Result<(), Failure> {
     Ok(())
 }
 
+/// There is an image that a server can come back from.
+async fn kept(shared: &Shared, server: &Server) -> Result<bool> {
+    let Some(image) = server.shelved_image else {
+        return Ok(false);
+    };
+    let read = move |conn: &_| crate::image::snapshots::is_there(conn, image);
+    shared.cloud.store.read(read).await
+}
+
+/// The server is not shelved, since its image was deleted meanwhile: it is off, with its disk.
+async fn stay(shared: &Shared, server: &Server) -> Result<()> {
+    settle(shared, server, |conn, row| {
+        row.shelved_image = None;
+        rest(conn, row, VmState::Stopped, Power::Shutdown, Err(NO_IMAGE))
+    })
+    .await?;
+    Ok(())
+}
+
 /// What the node is to start.
 async fn machine(shared: &Shared, server: &Server) -> Result<Machine> {
     let row = server.clone();
@@ -450,7 +483,13 @@ async fn stop_unless_superseded(
     }
 }
 
-fn rest(conn: &Connection, row: &mut Server, vm: VmState, power: Power) -> Result<()> {
+fn rest(
+    conn: &Connection,
+    row: &mut Server,
+    vm: VmState,
+    power: Power,
+    result: Result<(), &str>,
+) -> Result<()> {
     match row.task_state {
         Some(Task::ResizeFinish) => migrations::advance(conn, row, "finished")?,
         Some(Task::ResizeConfirming) => migrations::advance(conn, row, "confirmed")?,
@@ -493,7 +532,7 @@ fn rest(conn: &Connection, row: &mut Server, vm: VmState, power: Power) -> Resul
             }
         }
     }
-    actions::finish(conn, row, Ok(()))
+    actions::finish(conn, row, result)
 }
 
 /// The row becomes history, and what other rooms hold for the server is released, in one write.
@@ -542,6 +581,12 @@ fn set_error(
     row.observed_generation = row.generation;
     if let Some(image) = row.snapshot.take() {
         crate::image::snapshots::give_up(conn, image)?;
+    }
+    if let Some(image) = row.shelved_image
+        && !crate::image::snapshots::is_there(conn, image)?
+    {
+        crate::image::snapshots::give_up(conn, image)?;
+        row.shelved_image = None;
     }
     row.fault = Some(Fault {
         code,

@@ -129,7 +129,10 @@ async fn failed(shared: &Shared, server: &Server, step: Step, failure: Failure, 
     tracing::warn!(server = %server.id, ?step, %error, "step failed");
     let deleting = server.deleted || server.task_state == Some(Task::Deleting);
     let repairing = server.task_state.is_none();
-    if deleting || (repairing && attempts < REPAIRS) {
+    // By then there is an image of it, and perhaps no disk.
+    let leaving =
+        server.task_state == Some(Task::Shelving) && matches!(step, Step::Forget | Step::DeleteDisks);
+    if deleting || leaving || (repairing && attempts < REPAIRS) {
         return Err(Error::Internal(error.to_string()));
     }
     if server.task_state == Some(Task::ImageSnapshot) {

@@ -99,7 +99,7 @@ impl World {
                 self.snapshot(item.id()).await,
                 self.backup(item.id()).await,
             );
-            let failing = self.test.drivers.state().fail.is_some();
+            let failing = !self.test.drivers.state().fail.is_empty();
             steps::perform(cloud, item).await.unwrap();
             if failing {
                 continue;

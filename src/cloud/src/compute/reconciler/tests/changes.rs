@@ -348,6 +348,51 @@ async fn a_server_whose_unrescue_fails_has_its_own_disk_again() {
 }
 
 #[tokio::test]
+async fn a_server_whose_image_is_deleted_while_it_is_shelved_keeps_its_disk() {
+    let (mut world, id) = prepared(&[], &Action::Shelve).await;
+    let before = world.get(id).await;
+    crate::image::update::delete(&world.test.cloud, &world.admin, before.shelved_image.unwrap())
+        .await
+        .unwrap();
+    world.start();
+    let server = world.rests(id, VmState::Stopped).await;
+    assert_eq!(
+        (server.root_volume, server.host.as_deref(), server.shelved_image),
+        (before.root_volume, Some("node1"), None)
+    );
+    world.act(id, Action::Start).await;
+    world.rests(id, VmState::Active).await;
+    world.kill().await;
+    check(&world, id, VmState::Active, "after a shelving without an image").await;
+}
+
+#[tokio::test]
+async fn a_shelving_that_fails_leaves_no_image_behind() {
+    let mut world = World::furnished().await;
+    world.start();
+    let id = world.active().await;
+    let no = || DriverError::Failed("no".into());
+    world.test.drivers.fail_next("image_from_volume", no());
+    world.act(id, Action::Shelve).await;
+    let first = world.get(id).await.shelved_image.unwrap();
+    let server = world.rests(id, VmState::Error).await;
+    assert_eq!(server.shelved_image, None);
+    let status = world.image_status(first).await;
+    assert_eq!(status.as_deref(), Some("pending_delete"));
+    world.act(id, Action::Reboot { hard: true }).await;
+    world.rests(id, VmState::Active).await;
+    // Once there is an image, what hinders the rest is tried again: the disk may be gone by then.
+    world.test.drivers.fail_next("forget", no());
+    world.test.drivers.fail_next("delete_volume", no());
+    world.act(id, Action::Shelve).await;
+    world.rests(id, VmState::ShelvedOffloaded).await;
+    world.act(id, Action::Unshelve).await;
+    world.rests(id, VmState::Active).await;
+    world.kill().await;
+    check(&world, id, VmState::Active, "after a failed shelving").await;
+}
+
+#[tokio::test]
 async fn an_image_that_fails_harms_no_server_and_leaves_no_row() {
     let mut world = World::furnished().await;
     world.start();
