@@ -5,8 +5,9 @@
 //!     │                                  │
 //!     ▼                                  ▼
 //!  attaching ── reconciler ──────────▶ attached ──── detach ──▶ detaching ── reconciler ──▶ no row
-//!     │                                  ▲                          │
-//!     └── it cannot be done ──▶ no row   └──── it cannot be done ───┘
+//!     │                                  ▲                        ▲ │
+//!     │                                  └──── it cannot be done ─┼─┘
+//!     └── it cannot be done, and the machine is to let go of it ──┘
 //! ```
 
 use rusqlite::{Connection, OptionalExtension, Row, params};

@@ -17,7 +17,7 @@ pub(super) async fn plug(shared: &Shared, server: &Server) -> Result<bool> {
         .store
         .read(move |conn| Ok::<_, Error>((disks::of_server(conn, id)?, attach::plugs(conn, id)?)))
         .await?;
-    let mut found = false;
+    let (mut found, mut freed) = (false, Ok(()));
     for disk in disks {
         // Those of a server that was never built come with its start.
         let built = server.launched_at.is_some();
@@ -28,7 +28,7 @@ pub(super) async fn plug(shared: &Shared, server: &Server) -> Result<bool> {
             }
             DiskState::Detaching => {
                 found = true;
-                unplug_disk(shared, server, disk).await?;
+                freed = freed.and(unplug_disk(shared, server, disk).await);
             }
             _ => {}
         }
@@ -37,7 +37,7 @@ pub(super) async fn plug(shared: &Shared, server: &Server) -> Result<bool> {
         found = true;
         plug_port(shared, server, &plug).await?;
     }
-    Ok(found)
+    freed.map(|()| found)
 }
 
 async fn plug_disk(shared: &Shared, server: &Server, disk: Disk) -> Result<()> {
@@ -69,9 +69,11 @@ async fn plug_disk(shared: &Shared, server: &Server, disk: Disk) -> Result<()> {
                     row.state = DiskState::Attached;
                     row.save(conn)?;
                 }
+                // The machine may have it all the same: it is free once the machine has let go of it.
                 Some(_) => {
-                    volumes::detached(conn, row.volume, id)?;
-                    row.remove(conn)?;
+                    row.state = DiskState::Detaching;
+                    row.request_id = None;
+                    row.save(conn)?;
                 }
             }
             actions::finish_one(conn, &server, disk.request_id.as_deref(), result(&error))
@@ -83,6 +85,10 @@ async fn unplug_disk(shared: &Shared, server: &Server, disk: Disk) -> Result<()>
     let id = server.id;
     let done = shared.cloud.drivers.machines.detach_disk(id, disk.volume).await;
     let error = tell(server, "detach volume", done);
+    // No one asked for it: it never came, and is not to stay.
+    if let (Some(error), None) = (&error, &disk.request_id) {
+        return Err(Error::Internal(error.clone()));
+    }
     let server = server.clone();
     shared
         .cloud

@@ -146,6 +146,27 @@ async fn what_a_node_cannot_plug_is_taken_back() {
 }
 
 #[tokio::test]
+async fn a_volume_that_a_machine_may_have_is_not_given_away() {
+    let world = World::with_volumes().await;
+    let (id, volume) = (world.active().await, world.volume().await);
+    let no = || DriverError::Failed("the monitor does not answer".into());
+    world.calls();
+    world.test.drivers.fail_next("attach_disk", no());
+    world.test.drivers.fail_next("detach_disk", no());
+    world.attach(id, volume).await.unwrap();
+    world.until_volume(volume, Some("available")).await;
+    assert_eq!(world.calls(), ["attach_disk", "detach_disk", "detach_disk"]);
+    assert!(world.disks(id).await.is_empty());
+    let page = crate::compute::actions::Page {
+        limit: 1,
+        ..Default::default()
+    };
+    let id = id.to_string();
+    let history = crate::compute::actions::history(&world.test.cloud, &world.admin, &id, false, page);
+    assert_eq!(history.await.unwrap()[0].result.as_deref(), Some("Error"));
+}
+
+#[tokio::test]
 async fn a_daemon_that_dies_in_between_ends_what_was_asked() {
     let mut world = World::with_volumes().await;
     let (id, volume) = (world.active().await, world.volume().await);
