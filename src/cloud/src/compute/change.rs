@@ -98,6 +98,13 @@ pub(super) fn resize(
             "When resizing, instances must change flavor!".into(),
         ));
     }
+    if server.exchange.is_some() {
+        // Only after an admin has reset its state.
+        return Err(Error::Conflict(format!(
+            "Instance {} still has what an earlier change left: reboot it hard first",
+            server.id
+        )));
+    }
     let root_bytes = resized_root(server, &flavor)?;
     quotas::check_resize(conn, &server.project_id, &server.flavor, &flavor)?;
     server.exchange = Some(Exchange {
@@ -235,7 +242,9 @@ pub(super) fn rebuild(conn: &Connection, ctx: &Context, server: &mut Server, new
         } else {
             0
         });
-        exchange.root = Some((new.root, bytes));
+        // A change that failed may have left its other root volume.
+        let left = server.exchange.as_ref().and_then(|left| left.root);
+        exchange.root = Some((left.map_or(new.root, |(volume, _)| volume), bytes));
         server.image_id = Some(image.id);
     }
     server.exchange = Some(exchange);

@@ -296,6 +296,23 @@ async fn a_resize_that_fails_costs_the_tenant_nothing() {
 }
 
 #[tokio::test]
+async fn a_rebuild_after_a_failed_change_leaves_no_root_disk_behind() {
+    for change in [resize(), rebuild()] {
+        let mut world = World::furnished().await;
+        world.start();
+        let id = world.active().await;
+        let no = DriverError::Failed("no".into());
+        world.test.drivers.fail_next("start", no);
+        world.act(id, change).await;
+        world.rests(id, VmState::Error).await;
+        world.act(id, rebuild()).await;
+        world.rests(id, VmState::Active).await;
+        world.kill().await;
+        check(&world, id, VmState::Active, "after a failed change").await;
+    }
+}
+
+#[tokio::test]
 async fn from_a_rescue_that_fails_a_server_comes_back_to_its_own_disk() {
     let again = Action::Rescue {
         image: Some(Uuid::from_u128(IMAGES[1])),
