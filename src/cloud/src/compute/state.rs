@@ -31,6 +31,8 @@
 //!      └─ deleting (from everywhere) ──▶ DELETED
 //! ```
 //!
+//! An unshelving that fails leads back to the shelf: until the server runs, there is the image that it was kept as.
+//!
 //! A resize and a rebuild make a second root volume and exchange it for the first in one write ([`Phase`]), so that at every moment
 //! one of the two is the server's and the other one may go.
 

@@ -135,17 +135,7 @@ pub(super) async fn perform(
             }
         }
         Step::Offload => {
-            settle(shared, server, |conn, row| {
-                // It went with the other disks.
-                row.rescue = None;
-                rest(conn, row, VmState::ShelvedOffloaded, Power::Shutdown, Ok(()))?;
-                scheduler::release(conn, row)?;
-                ports::unbind(conn, row)?;
-                row.host = None;
-                row.zone = None;
-                Ok(())
-            })
-            .await?;
+            settle(shared, server, |conn, row| offload(conn, row, Ok(()))).await?;
             return Ok(Flow::Replan);
         }
         Step::Done => {
@@ -402,6 +392,41 @@ async fn kept(shared: &Shared, server: &Server) -> Result<bool> {
     shared.cloud.store.read(read).await
 }
 
+/// No node has the server, nor its disks.
+fn offload(conn: &Connection, row: &mut Server, result: Result<(), &str>) -> Result<()> {
+    row.rescue = None;
+    rest(conn, row, VmState::ShelvedOffloaded, Power::Shutdown, result)?;
+    scheduler::release(conn, row)?;
+    ports::unbind(conn, row)?;
+    row.host = None;
+    row.zone = None;
+    Ok(())
+}
+
+/// A server that could not come back leaves the node again, if there still is what it was kept as; tells whether it did.
+pub(super) async fn back_to_shelf(shared: &Shared, server: &Server, error: &DriverError) -> Result<bool> {
+    if !server.volume_backed && !kept(shared, server).await? {
+        return Ok(false);
+    }
+    if superseded(shared, server).await? {
+        return Ok(true);
+    }
+    let machines = &shared.cloud.drivers.machines;
+    let left = async {
+        machines.stop(server.id, StopMode::Hard).await?;
+        machines.forget(server.id).await?;
+        delete_disks(shared, server).await
+    };
+    match left.await {
+        Ok(()) => {}
+        Err(Failure::Store(error)) => return Err(error),
+        Err(Failure::Driver(error)) => return Err(Error::Internal(error.to_string())),
+    }
+    let (_, message, _) = told(error);
+    settle(shared, server, move |conn, row| offload(conn, row, Err(&message))).await?;
+    Ok(true)
+}
+
 /// The server is not shelved, since its image was deleted meanwhile: it is off, with its disk.
 async fn stay(shared: &Shared, server: &Server) -> Result<()> {
     settle(shared, server, |conn, row| {
@@ -597,9 +622,9 @@ fn set_error(
     actions::finish(conn, row, Err(message))
 }
 
-/// The server is in `ERROR`, and its fault says why.
-pub(super) async fn fail(shared: &Shared, server: &Server, error: &DriverError) -> Result<()> {
-    let (code, message, details) = match error {
+/// What a tenant is told of an error, its code first, and what only admins are.
+fn told(error: &DriverError) -> (u16, String, Option<String>) {
+    match error {
         DriverError::BadInput(text) => (400, text.clone(), None),
         DriverError::Full(text) => (
             500,
@@ -611,7 +636,12 @@ pub(super) async fn fail(shared: &Shared, server: &Server, error: &DriverError) 
             "The server could not be brought to the wanted state on its host.".to_owned(),
             Some(text.clone()),
         ),
-    };
+    }
+}
+
+/// The server is in `ERROR`, and its fault says why.
+pub(super) async fn fail(shared: &Shared, server: &Server, error: &DriverError) -> Result<()> {
+    let (code, message, details) = told(error);
     settle(shared, server, move |conn, row| {
         set_error(conn, row, code, &message, details.as_deref())
     })

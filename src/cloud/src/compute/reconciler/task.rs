@@ -138,6 +138,9 @@ async fn failed(shared: &Shared, server: &Server, step: Step, failure: Failure, 
     if server.task_state == Some(Task::ImageSnapshot) {
         return steps::fail_snapshot(shared, server, &error).await;
     }
+    if server.task_state == Some(Task::Unshelving) && steps::back_to_shelf(shared, server, &error).await? {
+        return Ok(());
+    }
     steps::fail(shared, server, &error).await
 }
 

@@ -410,6 +410,31 @@ async fn a_shelving_that_fails_leaves_no_image_behind() {
 }
 
 #[tokio::test]
+async fn an_unshelving_that_fails_puts_the_server_back_on_its_shelf() {
+    for call in ["create_volume", "start"] {
+        let mut world = World::furnished().await;
+        world.start();
+        let id = world.active().await;
+        world.act(id, Action::Shelve).await;
+        let image = world.rests(id, VmState::ShelvedOffloaded).await.shelved_image;
+        let no = DriverError::Failed("no".into());
+        world.test.drivers.fail_next(call, no);
+        world.act(id, Action::Unshelve).await;
+        let server = world.until(id, |s| s.task_state.is_none()).await;
+        assert_eq!(
+            (server.vm_state, server.host.as_deref(), server.shelved_image),
+            (VmState::ShelvedOffloaded, None, image),
+            "{call}"
+        );
+        check(&world, id, VmState::ShelvedOffloaded, call).await;
+        world.act(id, Action::Unshelve).await;
+        world.rests(id, VmState::Active).await;
+        world.kill().await;
+        check(&world, id, VmState::Active, call).await;
+    }
+}
+
+#[tokio::test]
 async fn an_image_that_fails_harms_no_server_and_leaves_no_row() {
     let mut world = World::furnished().await;
     world.start();
