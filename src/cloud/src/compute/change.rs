@@ -11,7 +11,9 @@ use uuid::Uuid;
 use super::flavors::{self, Flavor};
 use super::images::{self, Image};
 use super::keypairs::{self, ServerKey};
-use super::servers::{Exchange, Rescue as RescueDisk, Server, check_metadata_count, record, root_size};
+use super::servers::{
+    Exchange, Rescue as RescueDisk, Server, check_metadata_count, disk_of_image, record, root_size,
+};
 use super::state::{Phase, Power, Task, VmState, Wanted};
 use super::{Micros, disks, quotas, scheduler, volumes};
 use crate::error::Kind;
@@ -345,13 +347,10 @@ pub(super) fn rescue(
         )));
     };
     let image = images::find(conn, ctx, id)?;
-    let gib = image.virtual_size.div_ceil(GIB).max(image.min_disk).max(1);
     server.rescue = Some(RescueDisk {
         // A rescue that failed may have left its disk.
         volume: server.rescue.as_ref().map_or(volume, |left| left.volume),
-        bytes: gib
-            .checked_mul(GIB)
-            .ok_or_else(|| Error::BadRequest("The image is too large.".into()))?,
+        bytes: disk_of_image(&image)?,
         image: id,
     });
     if !scheduler::reclaim(conn, server)? {

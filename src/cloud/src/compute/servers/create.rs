@@ -531,6 +531,23 @@ fn resolve_networks(conn: &Connection, ctx: &Context, networks: &Networks) -> Re
     }
 }
 
+/// The largest disk that an image decides the size of, in GiB: as large as the largest of the flavors that are shipped.
+const MAX_DISK_OF_IMAGE: u64 = 100;
+
+/// The size in bytes of a disk that no flavor has a size for. What the image's owner would like (`min_disk`) costs them
+/// nothing, so it does not count.
+pub(in crate::compute) fn disk_of_image(image: &Image) -> Result<u64> {
+    let gib = image.virtual_size.div_ceil(GIB).max(1);
+    if gib > MAX_DISK_OF_IMAGE {
+        return Err(Error::BadRequest(format!(
+            "Image {} has {gib} GiB, and a disk whose size no flavor says has at most {MAX_DISK_OF_IMAGE} GiB: name a \
+             smaller image, choose a flavor with a disk, or boot from a volume.",
+            image.id
+        )));
+    }
+    Ok(gib * GIB)
+}
+
 /// The root disk's size in bytes.
 pub(in crate::compute) fn root_size(flavor: &flavors::Flavor, image: &Image) -> Result<u64> {
     if image.min_ram > flavor.ram {
@@ -539,10 +556,7 @@ pub(in crate::compute) fn root_size(flavor: &flavors::Flavor, image: &Image) -> 
         ));
     }
     if flavor.disk == 0 {
-        let gib = image.virtual_size.div_ceil(GIB).max(image.min_disk).max(1);
-        return gib
-            .checked_mul(GIB)
-            .ok_or_else(|| Error::BadRequest("The image is too large.".into()));
+        return disk_of_image(image);
     }
     let size = flavor.disk.saturating_mul(GIB);
     if image.virtual_size > size {
@@ -598,5 +612,26 @@ mod tests {
             "server-00000000-0000-0000-0000-000000000000"
         );
         assert_eq!(default_hostname(&"a".repeat(200), id).len(), 63);
+    }
+
+    #[test]
+    fn without_a_disk_in_the_flavor_the_bytes_of_the_image_decide() {
+        let mut flavor = crate::compute::servers::sample("vm").flavor;
+        let mut image = Image {
+            id: Uuid::nil(),
+            virtual_size: GIB + 1,
+            min_disk: 2_147_483_647,
+            min_ram: 0,
+            properties: BTreeMap::new(),
+        };
+        assert!(root_size(&flavor, &image).is_err());
+        flavor.disk = 0;
+        assert_eq!(root_size(&flavor, &image).unwrap(), 2 * GIB);
+        image.virtual_size = 100 * GIB;
+        assert_eq!(root_size(&flavor, &image).unwrap(), 100 * GIB);
+        for bytes in [100 * GIB + 1, u64::MAX] {
+            image.virtual_size = bytes;
+            assert!(matches!(root_size(&flavor, &image), Err(Error::BadRequest(_))));
+        }
     }
 }

@@ -22,7 +22,7 @@ use crate::{Cloud, Context, Error, Result};
 
 pub use super::ports::{Interface, NetRequest};
 pub use create::{BlockDevice, BlockSource, Create, Created, Networks, TaggedNetwork, create};
-pub(super) use create::{check_metadata_count, root_size};
+pub(super) use create::{check_metadata_count, disk_of_image, root_size};
 pub use list::{Filter, Sort, SortKey, TagFilter, list};
 pub(super) use update::check_lock;
 pub use update::{

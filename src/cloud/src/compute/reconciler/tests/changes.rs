@@ -435,6 +435,35 @@ async fn an_unshelving_that_fails_puts_the_server_back_on_its_shelf() {
 }
 
 #[tokio::test]
+async fn the_owner_of_an_image_does_not_choose_the_size_of_a_rescue_disk() {
+    let mut world = World::furnished().await;
+    world.start();
+    let id = world.active().await;
+    let set = async |column: &'static str, value: i64| {
+        world
+            .test
+            .cloud
+            .store
+            .write("test", move |conn| {
+                let sql = format!("UPDATE images SET {column} = ?1");
+                conn.execute(&sql, [value])?;
+                Ok::<_, Error>(())
+            })
+            .await
+            .unwrap();
+    };
+    set("virtual_size", 101 << 30).await;
+    let rescue = Action::Rescue { image: None };
+    let refused = act(&world.test.cloud, &world.admin, &id.to_string(), rescue.clone()).await;
+    assert!(matches!(refused, Err(Error::BadRequest(_))), "{refused:?}");
+    set("virtual_size", (2 << 30) + 1).await;
+    set("min_disk", i64::from(i32::MAX)).await;
+    world.act(id, rescue).await;
+    let server = world.rests(id, VmState::Rescued).await;
+    assert_eq!(server.rescue.unwrap().bytes, 3 << 30);
+}
+
+#[tokio::test]
 async fn an_image_that_fails_harms_no_server_and_leaves_no_row() {
     let mut world = World::furnished().await;
     world.start();
