@@ -385,6 +385,25 @@ fn historic(conn: &Connection, ctx: &Context, id: &str, deleted_too: bool) -> Re
     Ok(server)
 }
 
+/// The most entries that are kept of a server.
+const HISTORY: u32 = 1000;
+
+/// Forgets all but the latest entries of a server.
+pub(super) fn forget_old(conn: &Connection, server: Uuid) -> Result<()> {
+    let server = server.to_string();
+    let count: u32 = conn
+        .prepare_cached("SELECT COUNT(*) FROM compute_actions WHERE server_id = ?1")?
+        .query_row([&server], |row| row.get(0))?;
+    if count > HISTORY {
+        conn.prepare_cached(
+            "DELETE FROM compute_actions WHERE server_id = ?1 AND request_id IN (SELECT request_id FROM compute_actions \
+             WHERE server_id = ?1 ORDER BY started_at DESC, request_id DESC LIMIT -1 OFFSET ?2)",
+        )?
+        .execute(params![server, HISTORY])?;
+    }
+    Ok(())
+}
+
 /// A server's history, latest first.
 pub async fn history(
     cloud: &Cloud,
@@ -398,22 +417,27 @@ pub async fn history(
     cloud
         .store
         .read(move |conn| {
-            let server = historic(conn, &ctx, &id, deleted_too)?;
+            let server = historic(conn, &ctx, &id, deleted_too)?.id.to_string();
+            let from: Option<Micros> = match &page.marker {
+                None => None,
+                Some(marker) => {
+                    let sql = "SELECT started_at FROM compute_actions WHERE server_id = ?1 AND request_id = ?2";
+                    let mut query = conn.prepare_cached(sql)?;
+                    let found = query.query_row([&server, marker], |row| row.get(0)).optional()?;
+                    let missing = || Error::BadRequest(format!("marker [{marker}] not found"));
+                    Some(found.ok_or_else(missing)?)
+                }
+            };
             let mut query = conn.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM compute_actions WHERE server_id = ?1 AND updated_at >= ?2 AND updated_at <= ?3 \
-                 ORDER BY started_at DESC, request_id DESC"
+                 AND (?4 IS NULL OR (started_at, request_id) < (?4, ?5)) \
+                 ORDER BY started_at DESC, request_id DESC LIMIT ?6"
             ))?;
             let since = page.changes_since.unwrap_or(Micros(i64::MIN));
             let before = page.changes_before.unwrap_or(Micros(i64::MAX));
-            let rows = query.query_map(params![server.id.to_string(), since, before], of_row)?;
-            let mut entries: Vec<Entry> = rows.collect::<rusqlite::Result<_>>()?;
-            if let Some(marker) = &page.marker {
-                let at = entries.iter().position(|e| &e.request_id == marker);
-                let at = at.ok_or_else(|| Error::BadRequest(format!("marker [{marker}] not found")))?;
-                entries.drain(..=at);
-            }
-            entries.truncate(page.limit);
-            Ok(entries)
+            let limit = i64::try_from(page.limit).unwrap_or(i64::MAX);
+            let rows = query.query_map(params![server, since, before, from, page.marker, limit], of_row)?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
         })
         .await
 }

@@ -540,7 +540,7 @@ pub(super) fn record(
         done.then_some(now),
         done.then_some("Success"),
     ])?;
-    Ok(())
+    super::actions::forget_old(conn, server.id)
 }
 
 /// A server for tests, as `create` leaves it.

@@ -686,3 +686,52 @@ async fn actions_are_refused_in_the_wrong_state_and_while_locked() {
     try_as(member, Action::Delete).await.unwrap();
     world.until(id, |s| s.deleted).await;
 }
+
+#[tokio::test]
+async fn a_servers_history_has_a_bound_and_is_read_in_pages() {
+    let world = World::new().await;
+    let server = sample("vm");
+    let id = world.insert(server.clone()).await;
+    let ctx = world.admin.clone();
+    world
+        .test
+        .cloud
+        .store
+        .write("test", move |conn| {
+            for number in 0..1010 {
+                let ctx = Context {
+                    request_id: format!("req-{number:04}"),
+                    ..ctx.clone()
+                };
+                servers::record(conn, &ctx, &server, ("lock", "api_lock"), true)?;
+            }
+            // Another server's is its own.
+            let other = sample("other");
+            servers::record(conn, &ctx, &other, ("lock", "api_lock"), true)
+        })
+        .await
+        .unwrap();
+    let page = async |marker: Option<String>, limit| {
+        let page = crate::compute::actions::Page {
+            marker,
+            limit,
+            ..Default::default()
+        };
+        let id = id.to_string();
+        crate::compute::actions::history(&world.test.cloud, &world.admin, &id, true, page).await
+    };
+    let (mut marker, mut seen) = (None, Vec::new());
+    loop {
+        let entries = page(marker, 300).await.unwrap();
+        let Some(last) = entries.last() else { break };
+        marker = Some(last.request_id.clone());
+        seen.extend(entries.into_iter().map(|entry| entry.request_id));
+    }
+    let latest: Vec<String> = (10..1010)
+        .rev()
+        .map(|number| format!("req-{number:04}"))
+        .collect();
+    assert_eq!(seen, latest);
+    let gone = page(Some("req-0009".into()), 1).await;
+    assert!(matches!(gone, Err(Error::BadRequest(_))), "{gone:?}");
+}
