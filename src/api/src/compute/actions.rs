@@ -6,7 +6,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::IntoResponse;
 use cloud::Error;
 use cloud::compute::actions::{Action, act as carry_out};
-use cloud::compute::change::{Backup, NewImage, Rebuild};
+use cloud::compute::change::{Backup, NewImage, Rebuild, Unshelve};
 use cloud::compute::{groups, servers};
 use serde_json::{Value, json};
 
@@ -203,20 +203,8 @@ fn parse(body: &Value, version: Microversion) -> Result<Request, Error> {
         "unrescue" => Action::Unrescue,
         "shelve" => Action::Shelve,
         "shelveOffload" => Action::ShelveOffload,
-        "unshelve" => {
-            if !value.is_null() {
-                let unshelve = inner()?;
-                let mut known = Vec::new();
-                if version >= Microversion::UNSHELVE_ZONE {
-                    known.push("availability_zone");
-                }
-                if version >= Microversion::UNSHELVE_HOST {
-                    known.push("host");
-                }
-                unshelve.allow(&known)?;
-            }
-            Action::Unshelve
-        }
+        "unshelve" if value.is_null() => Action::Unshelve(Unshelve::default()),
+        "unshelve" => Action::Unshelve(unshelve(&inner()?, version)?),
         // They left Nova in 2.44; here they never were.
         "addFloatingIp" | "removeFloatingIp" | "addFixedIp" | "removeFixedIp" => return Ok(Request::Gone),
         other => {
@@ -233,6 +221,24 @@ fn parse(body: &Value, version: Microversion) -> Result<Request, Error> {
             return Err(Error::BadRequest(format!("There is no such action: {other}")));
         }
     }))
+}
+
+fn unshelve(unshelve: &Object<'_>, version: Microversion) -> Result<Unshelve, Error> {
+    let mut known = Vec::new();
+    if version >= Microversion::UNSHELVE_ZONE {
+        known.push("availability_zone");
+    }
+    if version >= Microversion::UNSHELVE_HOST {
+        known.push("host");
+    }
+    unshelve.allow(&known)?;
+    Ok(Unshelve {
+        zone: match unshelve.get("availability_zone") {
+            Some(Value::Null) if version >= Microversion::UNSHELVE_HOST => Some(None),
+            _ => unshelve.name("availability_zone")?.map(Some),
+        },
+        host: unshelve.string("host", 0, 255)?.map(str::to_owned),
+    })
 }
 
 fn lock_reason(value: &Value, version: Microversion) -> Result<Option<String>, Error> {

@@ -3,10 +3,10 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
-use super::change::{self, NewImage, Rebuild};
+use super::change::{self, NewImage, Rebuild, Unshelve};
 use super::servers::{LockedBy, Server, find, record};
 use super::state::{Power, Task, VmState, Wanted};
-use super::{Micros, now, ports};
+use super::{Micros, aggregates, now, ports};
 use crate::{Cloud, Context, Error, Result};
 
 /// An action on a server.
@@ -64,7 +64,7 @@ pub enum Action {
     /// Free the node of a shelved server; here that is done when it is shelved.
     ShelveOffload,
     /// Bring it back.
-    Unshelve,
+    Unshelve(Unshelve),
     /// Bring back one that was deleted: none is kept, so none is in the state for it.
     Restore,
     /// Add a security group to all its ports.
@@ -96,7 +96,7 @@ impl Action {
             Action::CreateImage(_) => "createImage",
             Action::Shelve => "shelve",
             Action::ShelveOffload => "shelveOffload",
-            Action::Unshelve => "unshelve",
+            Action::Unshelve(_) => "unshelve",
             Action::Restore => "restore",
             Action::AddSecurityGroup(_) => "addSecurityGroup",
             Action::RemoveSecurityGroup(_) => "removeSecurityGroup",
@@ -123,7 +123,7 @@ impl Action {
             Action::CreateImage(_) | Action::Shelve => matches!(vm, Active | Stopped | Paused),
             // Nothing is shelved and on a node here.
             Action::ShelveOffload | Action::Restore => false,
-            Action::Unshelve => vm == ShelvedOffloaded,
+            Action::Unshelve(_) => vm == ShelvedOffloaded,
             Action::AddSecurityGroup(_) | Action::RemoveSecurityGroup(_) => vm != Building,
             Action::Lock { .. } | Action::Unlock | Action::ResetState { .. } | Action::Delete => true,
         };
@@ -160,7 +160,7 @@ impl Action {
             | Action::Shelve
             | Action::ShelveOffload
             | Action::Restore
-            | Action::Unshelve => false,
+            | Action::Unshelve(_) => false,
             Action::Lock { .. }
             | Action::Unlock
             | Action::ResetState { .. }
@@ -189,18 +189,35 @@ pub async fn act(cloud: &Cloud, ctx: &Context, id: &str, action: Action) -> Resu
         Action::Rebuild(_) => "rebuild",
         Action::Rescue { .. } | Action::Unrescue => "rescue",
         Action::CreateImage(_) => "create_image",
-        Action::Shelve | Action::Unshelve => "shelve",
+        Action::Shelve | Action::Unshelve(_) => "shelve",
         Action::ShelveOffload => "shelve_offload",
         _ => "action",
     };
     ctx.require("servers", rule)?;
+    if let Action::Unshelve(Unshelve { host: Some(host), .. }) = &action {
+        ctx.require("servers", "unshelve_to_host")?;
+        if *host != cloud.config.node {
+            return Err(Error::BadRequest(format!(
+                "Compute host {host} could not be found."
+            )));
+        }
+    }
+    let (node, settings) = (cloud.config.node.clone(), cloud.config.availability_zone.clone());
     let fresh = Uuid::new_v4();
     let (ctx, id) = (ctx.clone(), id.to_owned());
     let actor = ctx.user_id.clone();
     cloud
         .store
         .write(&actor, move |conn| {
-            apply(conn, &ctx, find(conn, &ctx, &id)?, &action, fresh)
+            let server = find(conn, &ctx, &id)?;
+            if let Action::Unshelve(Unshelve {
+                zone: Some(Some(zone)),
+                ..
+            }) = &action
+            {
+                aggregates::check_zone(conn, &node, &settings, zone)?;
+            }
+            apply(conn, &ctx, server, &action, fresh)
         })
         .await
 }
@@ -305,7 +322,7 @@ fn apply(conn: &Connection, ctx: &Context, mut server: Server, action: &Action, 
         Action::CreateImage(new) => change::create_image(conn, ctx, &mut server, new)?,
         Action::Shelve => change::shelve(conn, ctx, &mut server, fresh)?,
         Action::ShelveOffload | Action::Restore => {}
-        Action::Unshelve => change::unshelve(conn, ctx, &mut server)?,
+        Action::Unshelve(how) => change::unshelve(conn, ctx, &mut server, how)?,
         Action::AddSecurityGroup(name) => {
             ports::change_security_group(conn, ctx, server.id, name, true)?;
         }

@@ -83,6 +83,16 @@ pub(super) fn zone_of(conn: &Connection, node: &str, settings: &str) -> Result<S
     Ok(zone.unwrap_or_else(|| settings.to_owned()))
 }
 
+/// A server that is to be in this availability zone finds a node.
+pub(super) fn check_zone(conn: &Connection, node: &str, settings: &str, asked: &str) -> Result<()> {
+    if zone_of(conn, node, settings)? == asked {
+        return Ok(());
+    }
+    Err(Error::BadRequest(
+        "The requested availability zone is not available".into(),
+    ))
+}
+
 /// All aggregates.
 pub async fn list(cloud: &Cloud, ctx: &Context) -> Result<Vec<Aggregate>> {
     ctx.require("aggregates", "list")?;

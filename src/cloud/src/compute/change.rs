@@ -41,6 +41,15 @@ pub struct Rebuild {
     pub reimage: bool,
 }
 
+/// Where a shelved server comes back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unshelve {
+    /// The availability zone, which it stays in (2.77); `Some(None)`: any, from now on (2.91).
+    pub zone: Option<Option<String>>,
+    /// The node, which only admins name (2.91).
+    pub host: Option<String>,
+}
+
 /// An image that is to be made of a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NewImage {
@@ -524,7 +533,10 @@ pub(super) fn shelve(conn: &Connection, ctx: &Context, server: &mut Server, imag
 }
 
 /// The server comes back.
-pub(super) fn unshelve(conn: &Connection, ctx: &Context, server: &mut Server) -> Result<()> {
+pub(super) fn unshelve(conn: &Connection, ctx: &Context, server: &mut Server, how: &Unshelve) -> Result<()> {
+    if let Some(zone) = &how.zone {
+        server.availability_zone.clone_from(zone);
+    }
     ask(
         conn,
         ctx,

@@ -87,6 +87,7 @@ pub const POLICY: &[Rule] = &[
     rule("servers", "rescue", Who::Member),
     rule("servers", "shelve", Who::Member),
     rule("servers", "shelve_offload", Who::Admin),
+    rule("servers", "unshelve_to_host", Who::Admin),
     rule("servers", "create_image", Who::Member),
     rule("servers", "attach_volume", Who::Member),
     rule("servers", "attach_interface", Who::Member),

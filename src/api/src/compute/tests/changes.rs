@@ -157,10 +157,40 @@ async fn a_server_is_rescued_and_shelved() {
     api.until(&id, "ACTIVE").await;
     assert_eq!(api.act("2.1", &id, json!({"shelve": null})).await.status, 202);
     api.until(&id, "SHELVED_OFFLOADED").await;
-    let zone = json!({"unshelve": {"availability_zone": "nova"}});
-    assert_eq!(api.act("2.76", &id, zone.clone()).await.status, 400);
-    assert_eq!(api.act("2.77", &id, zone).await.status, 202);
+    let unshelve = |how: Value| json!({"unshelve": how});
+    for (version, how) in [
+        ("2.76", json!({"availability_zone": "nova"})),
+        ("2.77", json!({"availability_zone": null})),
+        ("2.77", json!({"availability_zone": 1})),
+        ("2.77", json!({"availability_zone": "nowhere"})),
+        ("2.90", json!({"host": "node1"})),
+        ("2.91", json!({"host": null})),
+        ("2.91", json!({"availability_zone": "nowhere"})),
+    ] {
+        let reply = api.act(version, &id, unshelve(how.clone())).await;
+        assert_eq!(reply.status, 400, "{version} {how}");
+    }
+    let host = unshelve(json!({"host": "node1"}));
+    assert_eq!(api.act("2.91", &id, host.clone()).await.status, 403);
+    let path = format!("/servers/{id}/action");
+    let elsewhere = unshelve(json!({"host": "elsewhere"}));
+    let refused = api.admin("2.91", "POST", &path, Some(elsewhere)).await;
+    assert_eq!(refused.status, 400, "{}", refused.body);
+    assert_eq!(api.admin("2.91", "POST", &path, Some(host)).await.status, 202);
     api.until(&id, "ACTIVE").await;
+    // The zone is the server's from then on, until it is told that any will do.
+    for (version, how, pinned) in [
+        ("2.77", json!({"availability_zone": "nova"}), json!("nova")),
+        ("2.91", json!({}), json!("nova")),
+        ("2.91", json!({"availability_zone": null}), json!(null)),
+    ] {
+        assert_eq!(api.act("2.1", &id, json!({"shelve": null})).await.status, 202);
+        api.until(&id, "SHELVED_OFFLOADED").await;
+        assert_eq!(api.act(version, &id, unshelve(how)).await.status, 202);
+        api.until(&id, "ACTIVE").await;
+        let shown = api.get("2.96", &format!("/servers/{id}")).await;
+        assert_eq!(shown["server"]["pinned_availability_zone"], pinned);
+    }
 }
 
 #[tokio::test]

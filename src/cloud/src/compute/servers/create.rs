@@ -151,15 +151,8 @@ pub async fn create(cloud: &Cloud, ctx: &Context, mut create: Create) -> Result<
         .write(&actor, {
             let reservation_id = reservation_id.clone();
             move |conn| {
-                let zone = aggregates::zone_of(conn, &node, &settings)?;
-                if create
-                    .availability_zone
-                    .as_ref()
-                    .is_some_and(|asked| *asked != zone)
-                {
-                    return Err(Error::BadRequest(
-                        "The requested availability zone is not available".into(),
-                    ));
+                if let Some(zone) = &create.availability_zone {
+                    aggregates::check_zone(conn, &node, &settings, zone)?;
                 }
                 insert(conn, &ctx, &project, &create, &ids, &reservation_id, &place)
             }

@@ -3,7 +3,7 @@
 use model::disk::VolumeSource;
 
 use super::*;
-use crate::compute::change::{NewImage, Rebuild};
+use crate::compute::change::{NewImage, Rebuild, Unshelve};
 use crate::compute::state::Phase;
 use crate::compute::{migrations, scheduler};
 use crate::context::Scope;
@@ -87,6 +87,10 @@ fn rebuild() -> Action {
     }))
 }
 
+fn unshelve() -> Action {
+    Action::Unshelve(Unshelve::default())
+}
+
 fn image(id: Uuid) -> Action {
     Action::CreateImage(Box::new(NewImage {
         id,
@@ -113,7 +117,7 @@ fn cases() -> Vec<(Vec<(Action, VmState)>, Action, VmState)> {
         (vec![], rescue(), Rescued),
         (vec![(rescue(), Rescued)], Action::Unrescue, Active),
         (vec![], Action::Shelve, ShelvedOffloaded),
-        (vec![(Action::Shelve, ShelvedOffloaded)], Action::Unshelve, Active),
+        (vec![(Action::Shelve, ShelvedOffloaded)], unshelve(), Active),
         (vec![(resize(), Resized)], Action::Delete, Deleted),
         (vec![(rescue(), Rescued)], Action::Delete, Deleted),
         (vec![(Action::Shelve, ShelvedOffloaded)], Action::Delete, Deleted),
@@ -403,7 +407,7 @@ async fn a_shelving_that_fails_leaves_no_image_behind() {
     world.test.drivers.fail_next("delete_volume", no());
     world.act(id, Action::Shelve).await;
     world.rests(id, VmState::ShelvedOffloaded).await;
-    world.act(id, Action::Unshelve).await;
+    world.act(id, unshelve()).await;
     world.rests(id, VmState::Active).await;
     world.kill().await;
     check(&world, id, VmState::Active, "after a failed shelving").await;
@@ -419,7 +423,7 @@ async fn an_unshelving_that_fails_puts_the_server_back_on_its_shelf() {
         let image = world.rests(id, VmState::ShelvedOffloaded).await.shelved_image;
         let no = DriverError::Failed("no".into());
         world.test.drivers.fail_next(call, no);
-        world.act(id, Action::Unshelve).await;
+        world.act(id, unshelve()).await;
         let server = world.until(id, |s| s.task_state.is_none()).await;
         assert_eq!(
             (server.vm_state, server.host.as_deref(), server.shelved_image),
@@ -427,7 +431,7 @@ async fn an_unshelving_that_fails_puts_the_server_back_on_its_shelf() {
             "{call}"
         );
         check(&world, id, VmState::ShelvedOffloaded, call).await;
-        world.act(id, Action::Unshelve).await;
+        world.act(id, unshelve()).await;
         world.rests(id, VmState::Active).await;
         world.kill().await;
         check(&world, id, VmState::Active, call).await;
