@@ -132,10 +132,16 @@ pub struct Reset {
 /// See [`Reset`].
 ///
 /// # Errors
-/// 404.
+/// 404, 409 for what would let others have a volume that a server has.
 pub async fn reset_status(cloud: &Cloud, ctx: &Context, id: &str, reset: Reset) -> Result<()> {
     ctx.require("volumes", "reset_status")?;
     change(cloud, ctx, id, move |conn, volume| {
+        // Nor may anyone else take what a server has.
+        if reset.attached == Some(false)
+            || matches!(reset.status, Some(Status::Available | Status::AwaitingTransfer))
+        {
+            attachments::expect_free(conn, volume.id)?;
+        }
         if reset.attached == Some(false) {
             conn.prepare_cached("DELETE FROM volume_attachments WHERE volume_id = ?1")?
                 .execute([volume.id.to_string()])?;
@@ -292,7 +298,7 @@ pub enum Hand {
 /// See [`Hand`].
 ///
 /// # Errors
-/// 404, 400 in the wrong state.
+/// 404, 400 in the wrong state, 409 for a volume that a server has: it is let go of by compute alone.
 pub async fn by_hand(cloud: &Cloud, ctx: &Context, id: &str, hand: Hand) -> Result<()> {
     ctx.require("volumes", "attach")?;
     if matches!(hand, Hand::Detach { force: true, .. }) {
@@ -303,6 +309,9 @@ pub async fn by_hand(cloud: &Cloud, ctx: &Context, id: &str, hand: Hand) -> Resu
         .store
         .write(&ctx.user_id, move |conn| {
             let volume = row::find_text(conn, &caller, &id)?;
+            if !matches!(hand, Hand::Reserve | Hand::Attach { .. }) {
+                attachments::expect_free(conn, volume.id)?;
+            }
             carry_out(conn, &caller, &volume, &hand)
         })
         .await

@@ -116,26 +116,13 @@ pub async fn complete(cloud: &Cloud, ctx: &Context, id: &str) -> Result<()> {
     .map(drop)
 }
 
-/// A server of this cloud.
-fn is_server(conn: &Connection, id: Uuid) -> Result<bool> {
-    let mut query = conn.prepare_cached("SELECT 1 FROM compute_servers WHERE id = ?1 AND deleted = 0")?;
-    Ok(query.exists([id.to_string()])?)
-}
-
-/// Ends an attachment. One that a server of this cloud really has is compute's to end.
+/// Ends an attachment. One that a server of this cloud really has, whatever its state, is compute's to end.
 ///
 /// # Errors
 /// 404, 409 for a volume that a server has.
 pub async fn delete(cloud: &Cloud, ctx: &Context, id: &str) -> Result<Vec<Attachment>> {
     let gone = change(cloud, ctx, "delete", id, |conn, attachment| {
-        if let Some(server) = attachment.server
-            && attachment.status == AttachStatus::Attached
-            && is_server(conn, server)?
-        {
-            return Err(Error::Conflict(format!(
-                "ConflictNovaUsingAttachment: Detach volume from instance {server} using the Compute API."
-            )));
-        }
+        attachments::expect_free(conn, attachment.volume)?;
         attachments::remove(conn, attachment.id)
     })
     .await?;

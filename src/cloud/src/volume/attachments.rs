@@ -154,6 +154,28 @@ fn one(conn: &Connection, volume: Uuid, server: Uuid) -> Result<Option<Attachmen
     Ok(attachments.into_iter().find(|a| a.server == Some(server)))
 }
 
+/// The server that has the volume, is being given it, or is being relieved of it: only compute lets go of it then, for the guest
+/// may have it open.
+pub(super) fn holder(conn: &Connection, volume: Uuid) -> Result<Option<Uuid>> {
+    let mut query = conn.prepare_cached("SELECT server_id FROM compute_disks WHERE volume_id = ?1")?;
+    Ok(query
+        .query_row([volume.to_string()], |row| uuid(row, "server_id"))
+        .optional()?)
+}
+
+/// No server has the volume, so that attachments may be changed by hand.
+///
+/// # Errors
+/// 409 in Cinder's words.
+pub(super) fn expect_free(conn: &Connection, volume: Uuid) -> Result<()> {
+    match holder(conn, volume)? {
+        None => Ok(()),
+        Some(server) => Err(Error::Conflict(format!(
+            "ConflictNovaUsingAttachment: Detach volume from instance {server} using the Compute API."
+        ))),
+    }
+}
+
 /// Keeps a volume for a server (or for whoever comes, if none is named).
 ///
 /// # Errors

@@ -184,6 +184,12 @@ fn remove(conn: &Connection, volume: &mut Volume, cascade: bool, force: bool) ->
             | Status::ErrorDeleting
     );
     let attached = !attachments::of_volume(conn, volume.id)?.is_empty() && volume.status != Status::Error;
+    if volume.launched_at.is_some() && attachments::holder(conn, volume.id)?.is_some() {
+        return Err(Error::BadRequest(format!(
+            "Invalid volume: Volume {} is attached to a server.",
+            volume.id
+        )));
+    }
     if !force && (!fits || attached || (!cascade && !snapshots.is_empty())) {
         return Err(Error::BadRequest(
             "Invalid volume: Volume status must be available or error or error_restoring or error_extending or \

@@ -6,7 +6,8 @@ use super::*;
 use crate::compute::attach::{self, NewVolume};
 use crate::compute::disks::DiskState;
 use crate::compute::servers::{BlockDevice, BlockSource, Create, Networks};
-use crate::volume;
+use crate::volume::actions::{Hand, Reset};
+use crate::volume::{self, Volume, attachments};
 
 impl World {
     /// A volume of one GiB whose bytes are there.
@@ -18,6 +19,16 @@ impl World {
         let made = volume::create(&self.test.cloud, &self.admin, new).await.unwrap();
         self.until_volume(made.id, Some("available")).await;
         made.id
+    }
+
+    async fn row(&self, volume: Uuid) -> Volume {
+        let store = &self.test.cloud.store;
+        let found = store.read(move |conn| volume::get(conn, volume)).await;
+        found.unwrap().unwrap()
+    }
+
+    async fn by_hand(&self, ctx: &Context, volume: Uuid, hand: Hand) -> crate::Result<()> {
+        volume::actions::by_hand(&self.test.cloud, ctx, &volume.to_string(), hand).await
     }
 
     /// Waits until the volume is in this state; `None`: until it is gone.
@@ -106,6 +117,87 @@ async fn a_volume_comes_to_a_machine_and_leaves_it() {
     world.until_volume(volume, Some("available")).await;
     assert!(!world.has(id, volume) && world.disks(id).await.is_empty());
     assert!(world.detach(id, volume).await.is_err());
+}
+
+#[tokio::test]
+async fn a_volume_that_a_server_has_is_let_go_of_by_compute_alone() {
+    let mut world = World::with_volumes().await;
+    let (id, volume) = (world.active().await, world.volume().await);
+    world.attach(id, volume).await.unwrap();
+    world.until_volume(volume, Some("in-use")).await;
+    let (cloud, text) = (world.test.cloud.clone(), volume.to_string());
+    let own = cloud.store.read(move |conn| attachments::of_volume(conn, volume));
+    let own = own.await.unwrap()[0].id;
+    let detach = |attachment, force| Hand::Detach { attachment, force };
+    let hands = [
+        Hand::BeginDetaching,
+        Hand::RollDetaching,
+        Hand::Unreserve,
+        detach(None, false),
+        detach(Some(own), false),
+        detach(None, true),
+        detach(Some(own), true),
+    ];
+    for hand in &hands {
+        let refused = world.by_hand(&world.admin, volume, hand.clone()).await;
+        assert!(
+            matches!(refused, Err(Error::Conflict(_))),
+            "{hand:?}: {refused:?}"
+        );
+    }
+    let available = Some(volume::status::Status::Available);
+    for (status, attached) in [(None, Some(false)), (available, None)] {
+        let freed = Reset { status, attached };
+        let refused = volume::actions::reset_status(&cloud, &world.admin, &text, freed).await;
+        assert!(matches!(refused, Err(Error::Conflict(_))), "{refused:?}");
+    }
+    let refused = volume::volumes::delete(&cloud, &world.admin, &text, false, true).await;
+    assert!(matches!(refused, Err(Error::BadRequest(_))), "{refused:?}");
+    // Whatever its state is said to be.
+    for status in [volume::status::Status::Detaching, volume::status::Status::InUse] {
+        let said = Reset {
+            status: Some(status),
+            attached: None,
+        };
+        volume::actions::reset_status(&cloud, &world.admin, &text, said)
+            .await
+            .unwrap();
+        let refused = volume::attach::delete(&cloud, &world.admin, &own.to_string()).await;
+        assert!(matches!(refused, Err(Error::Conflict(_))), "{refused:?}");
+    }
+    assert!(world.has(id, volume));
+    world.detach(id, volume).await.unwrap();
+    world.until_volume(volume, Some("available")).await;
+
+    // The same while it is coming.
+    world.kill().await;
+    world.attach(id, volume).await.unwrap();
+    let refused = world.by_hand(&world.admin, volume, Hand::Unreserve).await;
+    assert!(matches!(refused, Err(Error::Conflict(_))), "{refused:?}");
+    world.start();
+    world.until_volume(volume, Some("in-use")).await;
+    world.detach(id, volume).await.unwrap();
+    world.until_volume(volume, Some("available")).await;
+
+    // What no server has is kept and let go of by hand.
+    let mountpoint = Hand::Attach {
+        server: Some(id),
+        host: None,
+        device: "/dev/vdb".into(),
+        read_only: false,
+    };
+    let by_hand = [
+        (Hand::Reserve, "attaching"),
+        (Hand::Unreserve, "available"),
+        (mountpoint, "in-use"),
+        (Hand::BeginDetaching, "detaching"),
+        (Hand::RollDetaching, "in-use"),
+        (detach(None, false), "available"),
+    ];
+    for (hand, status) in by_hand {
+        world.by_hand(&world.admin, volume, hand).await.unwrap();
+        assert_eq!(world.row(volume).await.status.name(), status);
+    }
 }
 
 #[tokio::test]
