@@ -120,12 +120,12 @@ pub(super) fn roll_detaching(conn: &Connection, volume: Uuid, server: Uuid) -> R
 
 /// The server does not have it any more, or did not get it.
 pub(super) fn detached(conn: &Connection, volume: Uuid, server: Uuid) -> Result<()> {
-    attachments::detached(conn, volume, server)
+    attachments::detached(conn, volume, server).map(drop)
 }
 
-/// A volume goes with its server.
-pub(super) fn delete_with_server(conn: &Connection, volume: Uuid) -> Result<()> {
-    volume::delete_with_server(conn, volume)
+/// A volume goes with its server, if the server has it and it is of the same project.
+pub(super) fn delete_with_server(conn: &Connection, volume: Uuid, server: &Server) -> Result<()> {
+    volume::delete_with_server(conn, volume, server.id, &server.project_id)
 }
 
 /// Whether a server's volumes have their bytes.

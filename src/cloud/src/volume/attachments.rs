@@ -296,12 +296,13 @@ pub fn roll_detaching(conn: &Connection, volume: Uuid, server: Uuid) -> Result<(
     follow(conn, volume)
 }
 
-/// The server does not have the volume any more, from whatever state.
-pub fn detached(conn: &Connection, volume: Uuid, server: Uuid) -> Result<()> {
-    match one(conn, volume, server)? {
-        Some(attachment) => remove(conn, attachment.id),
-        None => Ok(()),
+/// The server does not have the volume any more, from whatever state; tells whether it had it until now.
+pub fn detached(conn: &Connection, volume: Uuid, server: Uuid) -> Result<bool> {
+    let found = one(conn, volume, server)?;
+    if let Some(attachment) = &found {
+        remove(conn, attachment.id)?;
     }
+    Ok(found.is_some())
 }
 
 /// The server did not get the volume.

@@ -1,6 +1,7 @@
 //! Volumes: showing, changing and removing them.
 
 use rusqlite::Connection;
+use uuid::Uuid;
 
 use super::attachments::{self, Attachment};
 use super::row::{self, Pairs, Volume};
@@ -145,13 +146,16 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: &str, cascade: bool, force
     .map(drop)
 }
 
-/// The same inside a transaction, for a server that takes its volumes with it (the server has been given up by then).
-/// A volume that is gone, or that cannot go, stays as it is.
+/// The same inside a transaction, for a server of this project that takes its volumes with it: its attachment is ended, and the
+/// volume removed. One that the server did not have any more, that is another project's by now, or that cannot go, stays.
 ///
 /// # Errors
 /// If the database cannot be written.
-pub fn delete_with_server(conn: &Connection, volume: uuid::Uuid) -> Result<()> {
-    let Some(mut volume) = row::get(conn, volume)? else {
+pub fn delete_with_server(conn: &Connection, volume: Uuid, server: Uuid, project: &str) -> Result<()> {
+    if !attachments::detached(conn, volume, server)? {
+        return Ok(());
+    }
+    let Some(mut volume) = row::get(conn, volume)?.filter(|volume| volume.project_id == project) else {
         return Ok(());
     };
     // One whose bytes are still being made goes as well.

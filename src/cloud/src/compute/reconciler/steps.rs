@@ -564,9 +564,11 @@ fn rest(
 fn bury(conn: &Connection, row: &mut Server) -> Result<()> {
     ports::release_for_server(conn, row.id)?;
     for disk in disks::of_server(conn, row.id)?.iter().filter(|d| !d.local) {
-        volumes::detached(conn, disk.volume, row.id)?;
+        disk.remove(conn)?;
         if disk.delete_on_termination {
-            volumes::delete_with_server(conn, disk.volume)?;
+            volumes::delete_with_server(conn, disk.volume, row)?;
+        } else {
+            volumes::detached(conn, disk.volume, row.id)?;
         }
     }
     attach::forget(conn, row.id)?;

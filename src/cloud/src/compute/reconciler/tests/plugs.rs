@@ -201,6 +201,37 @@ async fn a_volume_that_a_server_has_is_let_go_of_by_compute_alone() {
 }
 
 #[tokio::test]
+async fn a_server_takes_no_volume_with_it_but_its_own() {
+    let world = World::with_volumes().await;
+    let id = world.active().await;
+    let (own, given, others) = (world.volume().await, world.volume().await, world.volume().await);
+    for volume in [own, given, others] {
+        let new = NewVolume {
+            volume,
+            delete_on_termination: true,
+            ..Default::default()
+        };
+        attach::attach_volume(&world.test.cloud, &world.admin, &id.to_string(), new)
+            .await
+            .unwrap();
+        world.until_volume(volume, Some("in-use")).await;
+    }
+    let change = world.test.cloud.store.write("test", move |conn| {
+        attachments::detached(conn, given, id)?;
+        let sql = "UPDATE volume_volumes SET project_id = 'other' WHERE id = ?1";
+        conn.execute(sql, [others.to_string()])?;
+        Ok::<_, Error>(())
+    });
+    change.await.unwrap();
+    world.act(id, Action::Delete).await;
+    world.until(id, |s| s.deleted).await;
+    world.until_volume(own, None).await;
+    for kept in [given, others] {
+        assert_eq!(world.row(kept).await.status.name(), "available");
+    }
+}
+
+#[tokio::test]
 async fn a_volume_of_a_server_that_is_off_comes_with_its_start_and_stays_after_its_end() {
     let world = World::with_volumes().await;
     let (id, volume) = (world.active().await, world.volume().await);
