@@ -532,9 +532,11 @@ pub(super) fn finish(conn: &Connection, server: &Server, result: Result<(), &str
 }
 
 /// A volume has grown while this server had it: that stands in the server's history.
-pub(crate) fn volume_extended(conn: &Connection, ctx: &Context, server: Uuid) -> Result<()> {
+pub(crate) fn volume_extended(conn: &Connection, ctx: &Context, server: Uuid, volume: Uuid) -> Result<()> {
+    // Whoever may attach a volume may say that any server has it.
+    let has = super::disks::get(conn, server, volume)?.is_some();
     match super::servers::get(conn, server)? {
-        Some(server) if !server.deleted => {
+        Some(server) if has && !server.deleted => {
             let what = ("extend_volume", "compute_extend_volume");
             record(conn, ctx, &server, what, true)
         }

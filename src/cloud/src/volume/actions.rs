@@ -358,6 +358,9 @@ fn carry_out(conn: &Connection, ctx: &Context, volume: &Volume, hand: &Hand) -> 
                     volume.id
                 )));
             }
+            if let Some(server) = server {
+                crate::compute::servers::find(conn, ctx, &server.to_string())?;
+            }
             let open = all.iter().find(|a| {
                 matches!(a.status, AttachStatus::Reserved | AttachStatus::Attaching) && a.server.is_none()
             });

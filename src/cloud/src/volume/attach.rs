@@ -34,7 +34,7 @@ pub async fn show(cloud: &Cloud, ctx: &Context, id: &str) -> Result<Attachment> 
 /// Keeps a volume for a server; with a connector the attachment begins at once.
 ///
 /// # Errors
-/// 404, 400 in the wrong state.
+/// 404, also for a server that the caller does not see; 400 in the wrong state.
 pub async fn create(
     cloud: &Cloud,
     ctx: &Context,
@@ -54,6 +54,9 @@ pub async fn create(
                     "Invalid volume attaching mode 'rw' for read-only volume {}.",
                     volume.id
                 )));
+            }
+            if let Some(server) = server {
+                crate::compute::servers::find(conn, &caller, &server.to_string())?;
             }
             let made = attachments::reserve(conn, &caller, volume.id, server)?;
             attachments::name_server(conn, made.id, server, mode.as_deref() == Some("ro"))?;

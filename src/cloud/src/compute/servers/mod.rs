@@ -420,7 +420,7 @@ pub(super) fn get(conn: &Connection, id: Uuid) -> Result<Option<Server>> {
 }
 
 /// The server of this id, if it is there and the caller may see it.
-pub(super) fn find(conn: &Connection, ctx: &Context, id: &str) -> Result<Server> {
+pub(crate) fn find(conn: &Connection, ctx: &Context, id: &str) -> Result<Server> {
     let missing = || Error::not_found("Instance", id);
     let uuid: Uuid = id.parse().map_err(|_| missing())?;
     let server = get(conn, uuid)?.ok_or_else(missing)?;

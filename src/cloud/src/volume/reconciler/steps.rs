@@ -255,7 +255,7 @@ async fn extend(cloud: &Cloud, volume: &Volume) -> Result<()> {
                 volume.size = size;
                 for attachment in attachments::of_volume(conn, volume.id)? {
                     if let (Some(server), AttachStatus::Attached) = (attachment.server, attachment.status) {
-                        volume_extended(conn, &ctx, server)?;
+                        volume_extended(conn, &ctx, server, volume.id)?;
                     }
                 }
                 back(conn, volume, Status::Extending)

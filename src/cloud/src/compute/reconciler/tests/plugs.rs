@@ -6,6 +6,7 @@ use super::*;
 use crate::compute::attach::{self, NewVolume};
 use crate::compute::disks::DiskState;
 use crate::compute::servers::{BlockDevice, BlockSource, Create, Networks};
+use crate::error::Kind;
 use crate::volume::actions::{Hand, Reset};
 use crate::volume::{self, Volume, attachments};
 
@@ -229,6 +230,57 @@ async fn a_server_takes_no_volume_with_it_but_its_own() {
     for kept in [given, others] {
         assert_eq!(world.row(kept).await.status.name(), "available");
     }
+}
+
+#[tokio::test]
+async fn volumes_are_attached_by_hand_to_ones_own_servers_alone() {
+    let world = World::with_volumes().await;
+    let (id, cloud) = (world.active().await, &world.test.cloud);
+    let eve = world.test.context("eve", "elsewhere", "member").await;
+    let new = volume::NewVolume {
+        size: Some(1),
+        ..Default::default()
+    };
+    let theirs = volume::create(cloud, &eve, new).await.unwrap().id;
+    world.until_volume(theirs, Some("available")).await;
+    let to = |server| Hand::Attach {
+        server: Some(server),
+        host: None,
+        device: "/dev/vdb".into(),
+        read_only: false,
+    };
+    for server in [id, Uuid::new_v4()] {
+        let refused = volume::attach::create(cloud, &eve, &theirs.to_string(), Some(server), None, None)
+            .await
+            .unwrap_err();
+        assert_eq!(refused.kind(), Some(Kind::NotFound), "{refused:?}");
+        let refused = world.by_hand(&eve, theirs, to(server)).await.unwrap_err();
+        assert_eq!(refused.kind(), Some(Kind::NotFound), "{refused:?}");
+    }
+    assert_eq!(world.row(theirs).await.status.name(), "available");
+
+    // One that a server is only said to have leaves no trace in its history when it grows.
+    let extended = async |volume: Uuid| {
+        let ctx = &world.admin;
+        volume::actions::extend(cloud, ctx, &volume.to_string(), 2, true)
+            .await
+            .unwrap();
+        world.until_volume(volume, Some("in-use")).await;
+        let page = crate::compute::actions::Page {
+            limit: 100,
+            ..Default::default()
+        };
+        let history = crate::compute::actions::history(cloud, ctx, &id.to_string(), true, page)
+            .await
+            .unwrap();
+        history.iter().filter(|e| e.action == "extend_volume").count()
+    };
+    let (said, had) = (world.volume().await, world.volume().await);
+    world.by_hand(&world.admin, said, to(id)).await.unwrap();
+    assert_eq!(extended(said).await, 0);
+    world.attach(id, had).await.unwrap();
+    world.until_volume(had, Some("in-use")).await;
+    assert_eq!(extended(had).await, 1);
 }
 
 #[tokio::test]
