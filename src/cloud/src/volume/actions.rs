@@ -94,7 +94,7 @@ pub async fn set_read_only(cloud: &Cloud, ctx: &Context, id: &str, read_only: bo
 /// Gives a volume another type.
 ///
 /// # Errors
-/// 404, 400 in the wrong state, for the same type, or for a type that this node's pool cannot be.
+/// 404, 400 in the wrong state, for the same type, or for a type that this node's pool cannot be; 413 over the type's quota.
 pub async fn retype(cloud: &Cloud, ctx: &Context, id: &str, new_type: &str) -> Result<()> {
     ctx.require("volumes", "retype")?;
     let (caller, new_type) = (ctx.clone(), new_type.to_owned());
@@ -113,6 +113,12 @@ pub async fn retype(cloud: &Cloud, ctx: &Context, id: &str, new_type: &str) -> R
                 kind.name
             )));
         }
+        quotas::check(
+            conn,
+            &volume.project_id,
+            &kind.id.to_string(),
+            Wanted::Retyped(volume.size),
+        )?;
         volume.type_id = kind.id;
         Ok(())
     })

@@ -117,6 +117,8 @@ pub(super) fn used(conn: &Connection, project: &str, type_id: Option<&str>) -> R
 pub(super) enum Wanted {
     Volume(u32),
     Growth(u32),
+    /// One that the project has, as one of this type.
+    Retyped(u32),
     Snapshot(u32),
     Backup(u32),
 }
@@ -129,6 +131,7 @@ pub(super) fn check(conn: &Connection, project: &str, type_id: &str, wanted: Wan
     let (counted, sized, size, whole) = match wanted {
         Wanted::Volume(size) => (Some("volumes"), "gigabytes", size, Some(size)),
         Wanted::Growth(size) => (None, "gigabytes", size, None),
+        Wanted::Retyped(size) => (Some("volumes"), "gigabytes", size, None),
         Wanted::Snapshot(size) => (Some("snapshots"), "gigabytes", size, None),
         Wanted::Backup(size) => (Some("backups"), "backup_gigabytes", size, None),
     };
@@ -144,7 +147,10 @@ pub(super) fn check(conn: &Connection, project: &str, type_id: &str, wanted: Wan
         Some(_) => types::name_of(conn, type_id)?,
         None => None,
     };
-    let mut figures = vec![(String::new(), all)];
+    let mut figures = Vec::new();
+    if !matches!(wanted, Wanted::Retyped(_)) {
+        figures.push((String::new(), all));
+    }
     if let (Some(used), Some(name)) = (typed, type_name) {
         figures.push((format!("_{name}"), used));
     }

@@ -214,12 +214,19 @@ pub async fn accept(cloud: &Cloud, ctx: &Context, id: &str, key: &str) -> Result
             if volume.project_id != project {
                 quotas::check(conn, project, &kind, Wanted::Volume(volume.size))?;
             }
+            // What is written counts for what is checked next.
+            project.clone_into(&mut volume.project_id);
+            volume.user_id.clone_from(&caller.user_id);
+            volume.status = Status::Available;
+            volume.updated_at = Some(now());
+            volume.save(conn)?;
             let snapshots = snapshots::of_volume(conn, volume.id)?;
             for mut snapshot in snapshots {
                 if transfer.no_snapshots {
                     continue;
                 }
                 if snapshot.project_id != project {
+                    let kind = snapshot.type_id.to_string();
                     quotas::check(conn, project, &kind, Wanted::Snapshot(snapshot.size))?;
                 }
                 project.clone_into(&mut snapshot.project_id);
@@ -227,11 +234,6 @@ pub async fn accept(cloud: &Cloud, ctx: &Context, id: &str, key: &str) -> Result
                 snapshot.updated_at = Some(now());
                 snapshot.save(conn)?;
             }
-            project.clone_into(&mut volume.project_id);
-            volume.user_id.clone_from(&caller.user_id);
-            volume.status = Status::Available;
-            volume.updated_at = Some(now());
-            volume.save(conn)?;
             end(conn, &transfer)?;
             Ok(transfer)
         })

@@ -1,5 +1,7 @@
 //! The loop and its steps, against drivers that remember.
 
+use std::collections::BTreeMap;
+
 use model::disk::VolumeSource;
 use model::units::GIB;
 use uuid::Uuid;
@@ -13,7 +15,10 @@ use crate::volume::row::{self, Volume};
 use crate::volume::snapshots::{self, Metadata, Snapshot};
 use crate::volume::status::{AttachStatus, BackupStatus, SnapshotStatus, Status, Task};
 use crate::volume::volumes::{self, Of};
-use crate::volume::{NewVolume, Origin, Pairs, Place, attachments, create, create_for_server, messages};
+use crate::volume::{
+    NewVolume, Origin, Pairs, Place, attachments, create, create_for_server, messages, quotas, transfers,
+    types,
+};
 use crate::{Context, Error};
 
 struct World {
@@ -343,6 +348,65 @@ async fn what_is_needed_for_something_else_goes_later() {
     world.settle().await;
     assert!(world.snapshot(snapshot).await.is_none());
     assert_eq!(world.volume(clone).await.unwrap().status, Status::Available);
+}
+
+#[tokio::test]
+async fn a_volume_and_its_snapshots_are_taken_over_within_the_quota() {
+    let world = World::new().await;
+    let (cloud, ctx, admin) = (&world.test.cloud, &world.ctx, Context::system());
+    let eve = world.test.context("eve", "elsewhere", "member").await;
+    let volume = world.make(Origin::Empty, Some(2)).await.id;
+    world.snap(volume).await;
+    let (transfer, key) = transfers::create(cloud, ctx, &volume.to_string(), None, false)
+        .await
+        .unwrap();
+    let id = transfer.id.to_string();
+    let limit = async |gigabytes| {
+        let limits = BTreeMap::from([("gigabytes".to_owned(), gigabytes)]);
+        quotas::update(cloud, &admin, eve.project().unwrap(), limits)
+            .await
+            .unwrap();
+    };
+    limit(3).await;
+    let refused = transfers::accept(cloud, &eve, &id, &key).await;
+    assert!(matches!(refused, Err(Error::QuotaExceeded(_))), "{refused:?}");
+    let row = world.volume(volume).await.unwrap();
+    assert_eq!(
+        (row.project_id.as_str(), row.status),
+        (ctx.project().unwrap(), Status::AwaitingTransfer)
+    );
+    limit(4).await;
+    transfers::accept(cloud, &eve, &id, &key).await.unwrap();
+    let row = world.volume(volume).await.unwrap();
+    assert_eq!(row.project_id, eve.project().unwrap());
+}
+
+#[tokio::test]
+async fn a_volume_gets_a_type_that_its_project_has_room_for() {
+    let world = World::new().await;
+    let (cloud, ctx, admin) = (&world.test.cloud, &world.ctx, Context::system());
+    types::create(cloud, &admin, "gold".into(), None, true, Pairs::new())
+        .await
+        .unwrap();
+    let volume = world.make(Origin::Empty, Some(2)).await.id.to_string();
+    // The project has as many volumes as it may have: of this type it has none.
+    for (number, gigabytes, fits) in [(0, -1, false), (1, 1, false), (1, 2, true)] {
+        let limits = [
+            ("volumes", 1),
+            ("volumes_gold", number),
+            ("gigabytes_gold", gigabytes),
+        ];
+        let limits = BTreeMap::from(limits.map(|(name, limit)| (name.to_owned(), limit)));
+        quotas::update(cloud, &admin, ctx.project().unwrap(), limits)
+            .await
+            .unwrap();
+        let asked = actions::retype(cloud, ctx, &volume, "gold").await;
+        if fits {
+            asked.unwrap();
+        } else {
+            assert!(matches!(asked, Err(Error::QuotaExceeded(_))), "{asked:?}");
+        }
+    }
 }
 
 #[tokio::test]
