@@ -230,6 +230,35 @@ async fn a_volume_lives_from_creation_to_deletion() {
 }
 
 #[tokio::test]
+async fn hosts_are_for_administrators_alone() {
+    let api = Api::new().await;
+    let id = api.volume("a").await;
+    let attach = json!({"os-attach": {"host_name": "node1", "mountpoint": "/dev/vdb"}});
+    let attached = api
+        .member("POST", &format!("/volumes/{id}/action"), Some(attach))
+        .await;
+    assert_eq!(attached.status, 202, "{}", attached.body);
+    for path in [format!("/volumes/{id}"), "/volumes/detail".to_owned()] {
+        let host = |reply: Reply| {
+            let volume = match reply.body.get("volume") {
+                Some(volume) => volume.clone(),
+                None => reply.body["volumes"][0].clone(),
+            };
+            assert_eq!(volume["attachments"][0]["device"], "/dev/vdb", "{volume}");
+            volume["attachments"][0]["host_name"].clone()
+        };
+        assert_eq!(host(api.member("GET", &path, None).await), Value::Null, "{path}");
+        let all = if path.ends_with("detail") {
+            "?all_tenants=1"
+        } else {
+            ""
+        };
+        let shown = api.admin("GET", &format!("{path}{all}"), None).await;
+        assert_eq!(host(shown), "node1", "{path}");
+    }
+}
+
+#[tokio::test]
 async fn nobody_sees_or_changes_what_is_anothers() {
     let api = Api::new().await;
     let volume = api.volume("a").await;

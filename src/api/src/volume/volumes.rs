@@ -38,13 +38,14 @@ pub(super) fn text_of(object: &Object<'_>, keys: &[&str]) -> Result<Option<Optio
     Ok(None)
 }
 
-fn attachment(of: &Attachment) -> Value {
+fn attachment(call: &Call, of: &Attachment) -> Value {
+    let host = of.host.as_ref();
     json!({
         "id": of.volume,
         "attachment_id": of.id,
         "volume_id": of.volume,
         "server_id": of.server,
-        "host_name": of.host,
+        "host_name": host.filter(|_| call.ctx.require("volumes", "show_host").is_ok()),
         "device": of.device,
         "attached_at": of.attached_at.map(|time| time.naive()),
     })
@@ -73,7 +74,7 @@ fn view(call: &Call, details: &Details, made: bool) -> Value {
         .attachments
         .iter()
         .filter(|a| matches!(a.status, AttachStatus::Attached | AttachStatus::Detaching))
-        .map(attachment)
+        .map(|of| attachment(call, of))
         .collect();
     let of = |wanted: fn(Origin) -> Option<Uuid>| wanted(volume.origin);
     let mut body = json!({
