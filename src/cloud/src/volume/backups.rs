@@ -422,6 +422,18 @@ pub(super) fn release(conn: &Connection, backup: &Backup) -> Result<()> {
     Ok(())
 }
 
+/// A backup is not being read any more.
+pub(super) fn restored(conn: &Connection, id: Uuid) -> Result<()> {
+    if let Some(mut backup) = get(conn, id)?
+        && backup.status == BackupStatus::Restoring
+    {
+        backup.status = BackupStatus::Available;
+        backup.updated_at = Some(now());
+        backup.save(conn)?;
+    }
+    Ok(())
+}
+
 /// Writes a backup to a volume: to this one, or to a new one of this name.
 ///
 /// # Errors

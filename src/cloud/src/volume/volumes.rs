@@ -4,7 +4,8 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 use super::attachments::{self, Attachment};
-use super::row::{self, Pairs, Volume};
+use super::backups;
+use super::row::{self, Origin, Pairs, Volume};
 use super::snapshots::{self, Metadata};
 use super::status::{Status, Task};
 use crate::compute::now;
@@ -226,6 +227,15 @@ fn remove(conn: &Connection, volume: &mut Volume, cascade: bool, force: bool) ->
         .execute([volume.id.to_string()])?;
     conn.prepare_cached("DELETE FROM volume_transfers WHERE volume_id = ?1")?
         .execute([volume.id.to_string()])?;
+    // What it is being made of is not awaited any more.
+    let backup = match (volume.task, volume.origin) {
+        (Some(Task::Restore), _) => volume.target_id,
+        (Some(Task::Create), Origin::Backup(id)) => Some(id),
+        _ => None,
+    };
+    if let Some(backup) = backup {
+        backups::restored(conn, backup)?;
+    }
     volume.status = Status::Deleting;
     volume.previous_status = None;
     volume.task = Some(Task::Delete);

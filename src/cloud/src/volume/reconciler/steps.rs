@@ -205,7 +205,7 @@ async fn create_volume(cloud: &Cloud, volume: &Volume) -> Result<()> {
             }
         }
         match volume.origin {
-            Origin::Backup(backup) => restored(conn, backup),
+            Origin::Backup(backup) => backups::restored(conn, backup),
             _ => Ok(()),
         }
     })
@@ -221,18 +221,6 @@ async fn make(cloud: &Cloud, volume: &Volume) -> Result<(), DriverError> {
         Origin::Backup(backup) => disks.restore_backup(backup, volume.id).await,
         _ => Ok(()),
     }
-}
-
-/// A backup is not being read any more.
-fn restored(conn: &Connection, id: Uuid) -> Result<()> {
-    if let Some(mut backup) = backups::get(conn, id)?
-        && backup.status == BackupStatus::Restoring
-    {
-        backup.status = BackupStatus::Available;
-        backup.updated_at = Some(now());
-        backup.save(conn)?;
-    }
-    Ok(())
 }
 
 async fn extend(cloud: &Cloud, volume: &Volume) -> Result<()> {
@@ -329,7 +317,7 @@ async fn restore(cloud: &Cloud, volume: &Volume) -> Result<()> {
                 tell(conn, volume, message, Action::RestoreBackup, &detail(error))?;
             }
         }
-        restored_from.map_or(Ok(()), |backup| restored(conn, backup))
+        restored_from.map_or(Ok(()), |backup| backups::restored(conn, backup))
     })
     .await
 }

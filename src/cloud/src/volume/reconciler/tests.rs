@@ -410,6 +410,32 @@ async fn a_volume_gets_a_type_that_its_project_has_room_for() {
 }
 
 #[tokio::test]
+async fn a_backup_is_free_again_when_what_it_is_read_into_goes() {
+    let world = World::new().await;
+    let (cloud, ctx, admin) = (&world.test.cloud, &world.ctx, Context::system());
+    let volume = world.make(Origin::Empty, Some(1)).await.id;
+    let backup = world.back_up(volume).await.id;
+    for into in [Some(volume.to_string()), None] {
+        let (_, target) = backups::restore(cloud, ctx, &backup.to_string(), into, None)
+            .await
+            .unwrap();
+        assert_eq!(
+            world.backup(backup).await.unwrap().status,
+            BackupStatus::Restoring
+        );
+        volumes::delete(cloud, &admin, &target.id.to_string(), false, true)
+            .await
+            .unwrap();
+        world.settle().await;
+        assert!(world.volume(target.id).await.is_none());
+        assert_eq!(
+            world.backup(backup).await.unwrap().status,
+            BackupStatus::Available
+        );
+    }
+}
+
+#[tokio::test]
 async fn attachments_go_through_their_states() {
     let world = World::new().await;
     let volume = world.make(Origin::Empty, Some(1)).await.id;
