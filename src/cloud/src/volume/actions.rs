@@ -30,10 +30,19 @@ fn expect(volume: &Volume, wanted: &[Status], what: &str) -> Result<()> {
     )))
 }
 
+/// A volume or a snapshot is being made of it, of the size that the request saw.
+fn is_read(conn: &Connection, volume: Uuid) -> Result<bool> {
+    let mut query = conn.prepare_cached(
+        "SELECT 1 FROM volume_volumes WHERE origin_id = ?1 AND task = 'create' \
+         UNION ALL SELECT 1 FROM volume_snapshots WHERE volume_id = ?1 AND task = 'create'",
+    )?;
+    Ok(query.exists([volume.to_string()])?)
+}
+
 /// Makes a volume larger; `online`: also while a server has it.
 ///
 /// # Errors
-/// 404, 400 in the wrong state or for a size that is not larger, 413 over quota.
+/// 404, 400 in the wrong state, while it is read, or for a size that is not larger; 413 over quota.
 pub async fn extend(cloud: &Cloud, ctx: &Context, id: &str, size: u32, online: bool) -> Result<()> {
     ctx.require("volumes", "extend")?;
     change(cloud, ctx, id, move |conn, volume| {
@@ -41,6 +50,12 @@ pub async fn extend(cloud: &Cloud, ctx: &Context, id: &str, size: u32, online: b
             Status::Available => {}
             Status::InUse if online => {}
             _ => expect(volume, &[Status::Available], "extend")?,
+        }
+        if is_read(conn, volume.id)? {
+            return Err(invalid_volume(format!(
+                "Volume {} cannot be extended while a volume or a snapshot is being made of it.",
+                volume.id
+            )));
         }
         if size <= volume.size {
             return Err(Error::BadRequest(format!(

@@ -436,6 +436,32 @@ async fn a_backup_is_free_again_when_what_it_is_read_into_goes() {
 }
 
 #[tokio::test]
+async fn a_volume_does_not_grow_while_it_is_read() {
+    let world = World::new().await;
+    let (cloud, ctx) = (&world.test.cloud, &world.ctx);
+    let volume = world.make(Origin::Empty, Some(1)).await.id;
+    let id = volume.to_string();
+    let new = NewVolume {
+        origin: Origin::Volume(volume),
+        ..NewVolume::default()
+    };
+    let clone = create(cloud, ctx, new).await.unwrap().id;
+    let refused = actions::extend(cloud, ctx, &id, 2, false).await;
+    assert!(matches!(refused, Err(Error::BadRequest(_))), "{refused:?}");
+    world.settle().await;
+    assert_eq!(world.volume(clone).await.unwrap().status, Status::Available);
+    let made = snapshots::create(cloud, ctx, &id, None, None, Pairs::new(), false).await;
+    let refused = actions::extend(cloud, ctx, &id, 2, false).await;
+    assert!(matches!(refused, Err(Error::BadRequest(_))), "{refused:?}");
+    world.settle().await;
+    actions::extend(cloud, ctx, &id, 2, false).await.unwrap();
+    world.settle().await;
+    assert_eq!(world.volume(volume).await.unwrap().size, 2);
+    let of_snapshot = world.make(Origin::Snapshot(made.unwrap().id), None).await;
+    assert_eq!((of_snapshot.status, of_snapshot.size), (Status::Available, 1));
+}
+
+#[tokio::test]
 async fn attachments_go_through_their_states() {
     let world = World::new().await;
     let volume = world.make(Origin::Empty, Some(1)).await.id;
