@@ -60,6 +60,11 @@ pub(super) fn image_of(conn: &Connection, id: Uuid) -> Result<Option<Uuid>> {
     Ok(volume.and_then(|volume| volume.image_metadata.get("image_id")?.parse().ok()))
 }
 
+/// This image is what the volume has now.
+pub(super) fn reimaged(conn: &Connection, volume: Uuid, image: Uuid) -> Result<()> {
+    volume::reimaged(conn, volume, image)
+}
+
 /// Keeps a volume for a server, which it is given next.
 pub(super) fn reserve(conn: &Connection, ctx: &Context, volume: Uuid, server: Uuid) -> Result<Reserved> {
     let attachment = attachments::reserve(conn, ctx, volume, Some(server))?;

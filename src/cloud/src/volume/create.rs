@@ -10,6 +10,7 @@ use super::row::{self, Origin, Pairs, Volume};
 use super::status::{AttachStatus, BackupStatus, SnapshotStatus, Status, Task};
 use super::{backups, snapshots, types};
 use crate::compute::now;
+use crate::image::Image;
 use crate::{Cloud, Context, Error, Result};
 
 /// The largest volume, in GiB: what 2^63 bytes and Cinder's own schema allow at least.
@@ -275,6 +276,16 @@ fn of_image(conn: &Connection, ctx: &Context, id: Uuid, size: Option<u32>) -> Re
         )));
     }
     let bytes = image.virtual_size.or(image.size).unwrap_or_default();
+    Ok(Inherited {
+        least: u32::try_from(bytes.div_ceil(GIB)).unwrap_or(u32::MAX).max(1),
+        bootable: true,
+        image_metadata: said_of(&image),
+        type_id: None,
+    })
+}
+
+/// What an image says of itself.
+fn said_of(image: &Image) -> Pairs {
     let mut metadata: Pairs = image
         .properties
         .iter()
@@ -286,7 +297,7 @@ fn of_image(conn: &Connection, ctx: &Context, id: Uuid, size: Option<u32>) -> Re
             metadata.insert(key.to_owned(), value);
         }
     };
-    note("image_id", Some(id.to_string()));
+    note("image_id", Some(image.id.to_string()));
     note("image_name", image.name.clone());
     note("checksum", image.checksum.clone());
     note("container_format", image.container_format.clone());
@@ -299,10 +310,24 @@ fn of_image(conn: &Connection, ctx: &Context, id: Uuid, size: Option<u32>) -> Re
     note("min_disk", Some(image.min_disk.to_string()));
     note("min_ram", Some(image.min_ram.to_string()));
     note("size", image.size.map(|size| size.to_string()));
-    Ok(Inherited {
-        least: u32::try_from(bytes.div_ceil(GIB)).unwrap_or(u32::MAX).max(1),
-        bootable: true,
-        image_metadata: metadata,
-        type_id: None,
-    })
+    metadata
+}
+
+/// This image has been written over a volume: the volume says of itself what the image says.
+///
+/// # Errors
+/// If the database cannot be read or written.
+pub fn reimaged(conn: &Connection, volume: Uuid, image: Uuid) -> Result<()> {
+    let Some(mut volume) = row::get(conn, volume)? else {
+        return Ok(());
+    };
+    // It may have been deleted since its bytes were taken.
+    volume.image_metadata = match crate::image::find_for_boot(conn, &Context::system(), image) {
+        Ok(image) => said_of(&image),
+        Err(error) if error.kind().is_some() => Pairs::from([("image_id".to_owned(), image.to_string())]),
+        Err(error) => return Err(error),
+    };
+    volume.bootable = true;
+    volume.updated_at = Some(now());
+    volume.save(conn)
 }

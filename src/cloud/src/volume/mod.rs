@@ -30,7 +30,7 @@ pub mod transfers;
 pub mod types;
 pub mod volumes;
 
-pub use create::{MAX_SIZE, NewVolume, Place, create, create_for_server};
+pub use create::{MAX_SIZE, NewVolume, Place, create, create_for_server, reimaged};
 pub use reconciler::spawn;
 pub use row::{Origin, Pairs, Volume, find, get};
 pub use volumes::delete_with_server;

@@ -75,9 +75,12 @@ pub(super) async fn perform(
         }
         Step::Swap(task) => {
             let phase = server.exchange.as_ref().map(|e| e.phase);
-            settle(shared, server, move |_, row| {
+            settle(shared, server, move |conn, row| {
                 // Twice would be back.
                 if row.exchange.as_ref().map(|e| e.phase) == phase {
+                    if let Some(image) = row.exchange.as_ref().and_then(|e| e.reimage) {
+                        volumes::reimaged(conn, row.root_volume, image)?;
+                    }
                     row.exchange();
                 }
                 row.task_state = Some(task);

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::compute::attach::{self, NewVolume};
+use crate::compute::change::Rebuild;
 use crate::compute::disks::DiskState;
 use crate::compute::servers::{BlockDevice, BlockSource, Create, Networks};
 use crate::error::Kind;
 use crate::volume::actions::{Hand, Reset};
-use crate::volume::{self, Volume, attachments};
+use crate::volume::{self, Origin, Volume, attachments};
 
 impl World {
     /// A volume of one GiB whose bytes are there.
@@ -281,6 +282,38 @@ async fn volumes_are_attached_by_hand_to_ones_own_servers_alone() {
     world.attach(id, had).await.unwrap();
     world.until_volume(had, Some("in-use")).await;
     assert_eq!(extended(had).await, 1);
+}
+
+#[tokio::test]
+async fn a_volume_says_which_image_was_written_over_it() {
+    let world = World::with_volumes().await;
+    let devices = vec![device(BlockSource::Image(Uuid::from_u128(7)), Some(3), true)];
+    let made = servers::create(&world.test.cloud, &world.admin, create(None, devices))
+        .await
+        .unwrap();
+    let id = made.servers[0];
+    let root = world.rests(id, VmState::Active).await.root_volume;
+    let rebuild = |image: u128, reimage| {
+        Action::Rebuild(Box::new(Rebuild {
+            image: Uuid::from_u128(image),
+            reimage,
+            ..Rebuild::default()
+        }))
+    };
+    world.act(id, rebuild(8, true)).await;
+    world.rests(id, VmState::Active).await;
+    let row = world.row(root).await;
+    assert_eq!(row.image_metadata["image_id"], Uuid::from_u128(8).to_string());
+    assert_eq!(
+        (row.bootable, row.origin),
+        (true, Origin::Image(Uuid::from_u128(7)))
+    );
+    // Older clients may name the image that is there, and no other.
+    let ctx = &world.admin;
+    let refused = act(&world.test.cloud, ctx, &id.to_string(), rebuild(7, false)).await;
+    assert!(matches!(refused, Err(Error::BadRequest(_))), "{refused:?}");
+    world.act(id, rebuild(8, false)).await;
+    world.rests(id, VmState::Active).await;
 }
 
 #[tokio::test]
