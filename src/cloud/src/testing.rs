@@ -152,6 +152,8 @@ pub struct Remembered {
     pub calls: Vec<String>,
     /// The next call of this name fails with this.
     pub fail: Vec<(&'static str, DriverError)>,
+    /// Long calls do not come back.
+    pub hang: bool,
 }
 
 impl Remembering {
@@ -177,6 +179,14 @@ impl Remembering {
     /// Let the next call of this name fail; told twice, the next two.
     pub fn fail_next(&self, call: &'static str, error: DriverError) {
         self.state().fail.push((call, error));
+    }
+
+    /// What takes long takes for ever, if it is to.
+    async fn take_long(&self) {
+        let hang = self.state().hang;
+        if hang {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// A guest changes its state by itself.
@@ -407,6 +417,7 @@ impl Disks for Remembering {
 
     async fn back_up(&self, source: VolumeSource, backup: Uuid) -> Result<BackedUp, DriverError> {
         drop(self.call("back_up", backup)?);
+        self.take_long().await;
         let size = self.source_size(source)?;
         self.state().backups.insert(backup, size);
         Ok(BackedUp {
@@ -438,6 +449,7 @@ impl Disks for Remembering {
     /// The image is a sparse file of the volume's size.
     async fn image_from_volume(&self, volume: Uuid, image: Uuid) -> Result<Converted, DriverError> {
         drop(self.call("image_from_volume", image)?);
+        self.take_long().await;
         let size = self.source_size(VolumeSource::Volume(volume))?;
         let failed = |e: std::io::Error| DriverError::Failed(e.to_string());
         std::fs::create_dir_all(&self.images).map_err(failed)?;

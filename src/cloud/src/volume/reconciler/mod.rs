@@ -2,12 +2,15 @@
 //!
 //! It wakes on writes to their tables. Every row with a [`Task`] gets one step at a time: the driver is called, which may be
 //! repeated, and then the row says what is from now on. A daemon that is killed in between finds the task in the row again.
+//!
+//! Most steps are short, for clones share their bytes. Those that go through all bytes of a volume have turns of their own, and a
+//! project has one of them at a time, so that nobody's large volumes stop the others' work.
 
 mod steps;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +27,8 @@ use crate::{Cloud, Error, Result};
 const NAME: &str = "volume";
 /// Steps at once: they are work for the disk.
 const PARALLEL: usize = 4;
+/// Beside them, steps that go through all bytes of a volume.
+const PARALLEL_LONG: usize = 2;
 /// After the database could not be written.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -43,10 +48,22 @@ impl Item {
     }
 }
 
-const TABLES: [(&str, fn(Uuid) -> Item); 3] = [
-    ("volume_volumes", Item::Volume),
-    ("volume_snapshots", Item::Snapshot),
-    ("volume_backups", Item::Backup),
+/// A row that has something to be done.
+struct Job {
+    item: Item,
+    /// It goes through all bytes of a volume, for this project.
+    long: Option<String>,
+}
+
+/// Where tasks are, and which of them go through all bytes of a volume.
+const TABLES: [(&str, fn(Uuid) -> Item, &str); 3] = [
+    (
+        "volume_volumes",
+        Item::Volume,
+        "task IN ('upload', 'restore') OR task = 'create' AND origin = 'backup'",
+    ),
+    ("volume_snapshots", Item::Snapshot, "FALSE"),
+    ("volume_backups", Item::Backup, "task = 'create'"),
 ];
 
 /// Starts the loop. Aborting the handle ends it; steps under way are repeated by the next one.
@@ -58,23 +75,29 @@ pub fn spawn(cloud: Arc<Cloud>) -> JoinHandle<()> {
 
 async fn run(cloud: Arc<Cloud>, mut events: broadcast::Receiver<Arc<store::Event>>) {
     let room = Arc::new(Semaphore::new(PARALLEL));
+    let long_room = Arc::new(Semaphore::new(PARALLEL_LONG));
     let mut tasks: JoinSet<(Item, Result<()>)> = JoinSet::new();
-    let mut running: HashSet<Item> = HashSet::new();
+    // With the project of those that are long.
+    let mut running: HashMap<Item, Option<String>> = HashMap::new();
     // Rows whose last step could not be written down.
     let mut later: HashMap<Item, Instant> = HashMap::new();
     loop {
         let failed = match steps::waiting(&cloud).await {
-            Ok(items) => {
+            Ok(jobs) => {
                 let now = Instant::now();
                 later.retain(|_, at| *at > now);
-                for item in items {
-                    if !later.contains_key(&item) && running.insert(item) {
-                        let (cloud, room) = (cloud.clone(), room.clone());
-                        tasks.spawn(async move {
-                            let _turn = room.acquire_owned().await;
-                            (item, steps::perform(&cloud, item).await)
-                        });
+                for Job { item, long } in jobs {
+                    let another = long.is_some() && running.values().any(|project| *project == long);
+                    if another || later.contains_key(&item) || running.contains_key(&item) {
+                        continue;
                     }
+                    let room = if long.is_some() { &long_room } else { &room };
+                    let (cloud, room) = (cloud.clone(), room.clone());
+                    running.insert(item, long);
+                    tasks.spawn(async move {
+                        let _turn = room.acquire_owned().await;
+                        (item, steps::perform(&cloud, item).await)
+                    });
                 }
                 None
             }
@@ -91,7 +114,7 @@ async fn run(cloud: Arc<Cloud>, mut events: broadcast::Receiver<Arc<store::Event
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Ok(event) if TABLES.iter().any(|(table, _)| event.touches(table)) => break,
+                    Ok(event) if TABLES.iter().any(|(table, ..)| event.touches(table)) => break,
                     Ok(_) => {}
                     Err(RecvError::Lagged(_)) => break,
                     Err(RecvError::Closed) => return,

@@ -4,7 +4,7 @@ use model::units::GIB;
 use rusqlite::Connection;
 use uuid::Uuid;
 
-use super::{Item, NAME, TABLES};
+use super::{Item, Job, NAME, TABLES};
 use crate::compute::actions::volume_extended;
 use crate::compute::now;
 use crate::driver::DriverError;
@@ -18,23 +18,31 @@ use crate::volume::{attachments, pool, types};
 use crate::{Cloud, Context, Error, Result};
 
 /// Rows that have something to be done, and for which nothing has to be awaited.
-pub(super) async fn waiting(cloud: &Cloud) -> Result<Vec<Item>> {
+pub(super) async fn waiting(cloud: &Cloud) -> Result<Vec<Job>> {
     cloud
         .store
         .read(|conn| {
-            let mut items = Vec::new();
-            for (table, item) in TABLES {
-                let sql = format!("SELECT id FROM {table} WHERE task IS NOT NULL ORDER BY created_at, id");
+            let mut jobs = Vec::new();
+            for (table, item, long) in TABLES {
+                let sql = format!(
+                    "SELECT id, iif({long}, project_id, NULL) AS long FROM {table} WHERE task IS NOT NULL \
+                     ORDER BY created_at, id"
+                );
                 let mut query = conn.prepare_cached(&sql)?;
-                let rows = query.query_map([], |row| row::uuid(row, "id"))?;
-                for id in rows {
-                    let item = item(id?);
-                    if !is_needed(conn, item)? {
-                        items.push(item);
+                let rows = query.query_map([], |row| {
+                    Ok(Job {
+                        item: item(row::uuid(row, "id")?),
+                        long: row.get("long")?,
+                    })
+                })?;
+                for job in rows {
+                    let job = job?;
+                    if !is_needed(conn, job.item)? {
+                        jobs.push(job);
                     }
                 }
             }
-            Ok(items)
+            Ok(jobs)
         })
         .await
 }

@@ -1,6 +1,7 @@
 //! The loop and its steps, against drivers that remember.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use model::disk::VolumeSource;
 use model::units::GIB;
@@ -95,8 +96,8 @@ impl World {
     async fn settle(&self) {
         let cloud = &self.test.cloud;
         loop {
-            let items = steps::waiting(cloud).await.unwrap();
-            let Some(item) = items.first().copied() else {
+            let jobs = steps::waiting(cloud).await.unwrap();
+            let Some(item) = jobs.first().map(|job| job.item) else {
                 return;
             };
             let before = (
@@ -344,7 +345,9 @@ async fn what_is_needed_for_something_else_goes_later() {
     snapshots::delete(cloud, ctx, &snapshot.to_string(), false)
         .await
         .unwrap();
-    assert_eq!(steps::waiting(cloud).await.unwrap(), [Item::Volume(clone)]);
+    let waiting = steps::waiting(cloud).await.unwrap();
+    let waiting: Vec<Item> = waiting.iter().map(|job| job.item).collect();
+    assert_eq!(waiting, [Item::Volume(clone)]);
     world.settle().await;
     assert!(world.snapshot(snapshot).await.is_none());
     assert_eq!(world.volume(clone).await.unwrap().status, Status::Available);
@@ -534,5 +537,65 @@ async fn the_loop_wakes_on_writes() {
     while world.volume(made.id).await.unwrap().status != Status::Available {
         events.recv().await.unwrap();
     }
+    handle.abort();
+}
+
+#[tokio::test]
+async fn whoever_has_much_read_does_not_stop_the_others() {
+    let world = World::new().await;
+    let (cloud, ctx) = (&world.test.cloud, &world.ctx);
+    let eve = world.test.context("eve", "elsewhere", "member").await;
+    let mut volumes = Vec::new();
+    for _ in 0..6 {
+        volumes.push(world.make(Origin::Empty, Some(1)).await.id.to_string());
+    }
+    world.test.drivers.state().hang = true;
+    for volume in &volumes[..4] {
+        let upload = Upload {
+            image_name: "from volume".into(),
+            force: false,
+            visibility: crate::image::Visibility::Private,
+            protected: false,
+        };
+        actions::upload(cloud, ctx, volume, upload).await.unwrap();
+    }
+    for volume in &volumes[4..] {
+        let new = NewBackup {
+            volume: volume.clone(),
+            ..NewBackup::default()
+        };
+        backups::create(cloud, ctx, new).await.unwrap();
+    }
+    let mut events = cloud.store.subscribe();
+    let handle = super::spawn(cloud.clone());
+    let new = NewVolume {
+        size: Some(1),
+        ..NewVolume::default()
+    };
+    let theirs = create(cloud, &eve, new).await.unwrap().id;
+    let wait = async {
+        while world.volume(theirs).await.unwrap().status != Status::Available {
+            events.recv().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap();
+    let new = NewBackup {
+        volume: theirs.to_string(),
+        ..NewBackup::default()
+    };
+    backups::create(cloud, &eve, new).await.unwrap();
+    // One at a time of each project.
+    let reads = || {
+        let state = world.test.drivers.state();
+        let long = |call: &&String| call.starts_with("back_up") || call.starts_with("image_from_volume");
+        state.calls.iter().filter(long).count()
+    };
+    let wait = async {
+        while reads() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap();
+    assert_eq!(reads(), 2);
     handle.abort();
 }
