@@ -9,6 +9,7 @@ use super::row::{self, Origin, Pairs, Volume};
 use super::snapshots::{self, Metadata};
 use super::status::{Status, Task};
 use crate::compute::now;
+use crate::image::from_volume;
 use crate::{Cloud, Context, Error, Result};
 
 /// A volume with what its view needs.
@@ -227,14 +228,13 @@ fn remove(conn: &Connection, volume: &mut Volume, cascade: bool, force: bool) ->
         .execute([volume.id.to_string()])?;
     conn.prepare_cached("DELETE FROM volume_transfers WHERE volume_id = ?1")?
         .execute([volume.id.to_string()])?;
-    // What it is being made of is not awaited any more.
-    let backup = match (volume.task, volume.origin) {
-        (Some(Task::Restore), _) => volume.target_id,
-        (Some(Task::Create), Origin::Backup(id)) => Some(id),
-        _ => None,
-    };
-    if let Some(backup) = backup {
-        backups::restored(conn, backup)?;
+    // What it is being made of is free again, and what was to be made of it will not come.
+    match (volume.task, volume.target_id, volume.origin) {
+        (Some(Task::Restore), Some(backup), _) | (Some(Task::Create), _, Origin::Backup(backup)) => {
+            backups::restored(conn, backup)?;
+        }
+        (Some(Task::Upload), Some(image), _) => from_volume::give_up(conn, image)?,
+        _ => {}
     }
     volume.status = Status::Deleting;
     volume.previous_status = None;

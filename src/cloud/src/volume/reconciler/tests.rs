@@ -439,6 +439,26 @@ async fn a_backup_is_free_again_when_what_it_is_read_into_goes() {
 }
 
 #[tokio::test]
+async fn no_image_waits_for_a_volume_that_is_removed() {
+    let world = World::new().await;
+    let (cloud, ctx, admin) = (&world.test.cloud, &world.ctx, Context::system());
+    let volume = world.make(Origin::Empty, Some(1)).await.id.to_string();
+    let upload = Upload {
+        image_name: "from volume".into(),
+        force: false,
+        visibility: crate::image::Visibility::Private,
+        protected: false,
+    };
+    let (_, image) = actions::upload(cloud, ctx, &volume, upload).await.unwrap();
+    volumes::delete(cloud, &admin, &volume, false, true)
+        .await
+        .unwrap();
+    world.settle().await;
+    let left = crate::image::show(cloud, ctx, image.id).await;
+    assert!(left.is_err(), "{left:?}");
+}
+
+#[tokio::test]
 async fn a_volume_does_not_grow_while_it_is_read() {
     let world = World::new().await;
     let (cloud, ctx) = (&world.test.cloud, &world.ctx);
