@@ -119,7 +119,7 @@ fn a_pvh_guest_finds_its_memory_its_line_and_its_disk_and_switches_off() {
         "map 0000000000000000 000000000009fc00 00000001\n\
          map 000000000009fc00 0000000000060400 00000002\n\
          map 0000000000100000 00000000bff00000 00000001\n\
-         map 00000000e0000000 0000000010000000 00000002\n\
+         map 00000000e0000000 0000000000100000 00000002\n\
          map 0000000100000000 0000000080000000 00000001\n\
          line hello there\n\
          disk 0000000d a small disk\n"
@@ -306,6 +306,61 @@ fn wild_accesses_hurt_nobody() {
     let guest = Guest::start("wild");
     assert_eq!(guest.ends(), Ending::PoweredOff, "{:?}", guest.text());
     assert!(guest.text().ends_with("alive\n"), "{:?}", guest.text());
+}
+
+/// The environment variable with the path of a kernel for this host: on a software-assisted KVM one that is made for it.
+const LINUX: &str = "ALLOD_KVM_LINUX";
+/// What such a kernel must not use, if the processor is emulated.
+const LINUX_LINE: &str = "console=ttyS0 panic=-1 tsc=reliable noxsave nofsgsbase nopcid noinvpcid lpj=1000000 \
+    no_timer_check rodata=off clearcpuid=erms,fsrm,smap,smep,popcnt,cx16,invpcid,rdrand,rdseed,rdtscp,rdpid,movbe,pku,\
+    serialize,clwb";
+
+#[test]
+fn linux_boots_finds_what_acpi_tells_restarts_and_switches_off() {
+    if usable().is_none() {
+        return;
+    }
+    let Some(kernel) = std::env::var_os(LINUX) else {
+        println!("skipped: {LINUX} names no kernel");
+        return;
+    };
+    for action in ["restart", "off"] {
+        let mut spec = spec(&format!("{LINUX_LINE} -- {action}"));
+        spec.memory_mib = 128;
+        spec.kernel.image = File::open(&kernel).unwrap();
+        spec.kernel.initrd = Some(guests::initramfs());
+        let guest = Guest::new(spec).unwrap();
+        let start = Instant::now();
+        guest.machine.control(Control::Start).unwrap();
+        guest.prints("HELLO-FROM-GUEST");
+        println!("{action}: userland after {:?}", start.elapsed());
+        let text = guest.text();
+        for wanted in [
+            "ACPI: RSDP 0x00000000000E0000",
+            "ACPI: Interpreter enabled",
+            "ECAM",
+            "PCI host bridge to bus 0000:00",
+            "ttyS0 at I/O 0x3f8",
+        ] {
+            assert!(text.contains(wanted), "{wanted:?} is not in {text}");
+        }
+        for unwanted in [
+            "ACPI Error",
+            "ACPI BIOS Error",
+            "ACPI Exception",
+            "[Firmware Bug]",
+        ] {
+            assert!(!text.contains(unwanted), "{unwanted:?} is in {text}");
+        }
+        if action == "off" {
+            assert_eq!(guest.ends(), Ending::PoweredOff, "{text}");
+        } else {
+            let status = guest.machine.wait(LONG, |status| {
+                status.resets == 1 || status.state != State::Running
+            });
+            assert_eq!((status.resets, status.state), (1, State::Running), "{text}");
+        }
+    }
 }
 
 #[test]

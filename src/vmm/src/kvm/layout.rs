@@ -9,7 +9,7 @@
 //!           │   0x9_fc00  firmware's area, ACPI tables from 0xe_0000 on: reserved
 //!           │   0x10_0000 the kernel
 //!     3 GiB ┼ hole: 32-bit device memory
-//!  0xe000…  │ ECAM, 256 MiB
+//!  0xe000…  │ ECAM, 1 MiB
 //!  0xfec0…  │ IOAPIC, local APICs, KVM's own pages
 //!     4 GiB ┼ memory above the hole
 //!           ┴ 64-bit device memory behind it
@@ -19,10 +19,10 @@
 pub(super) const HOLE: u64 = 3 << 30;
 /// Where memory goes on after the hole.
 pub(super) const HIGH_MEMORY: u64 = 4 << 30;
-/// 256 MiB of PCI configuration space (PCI Express base 5.0 §7.2.2).
+/// PCI configuration space of bus 0 (PCI Express base 5.0 §7.2.2).
 pub(super) const ECAM: u64 = 0xe000_0000;
 /// Bytes of [`ECAM`].
-pub(super) const ECAM_SIZE: u64 = 256 << 20;
+pub(super) const ECAM_SIZE: u64 = 1 << 20;
 /// One page that KVM uses for real mode on old Intel processors.
 pub(super) const IDENTITY_MAP: u64 = 0xfffb_c000;
 /// Three pages that KVM uses likewise.
@@ -44,6 +44,8 @@ pub(super) const COMMAND_LINE: u64 = 0x2_0000;
 pub(super) const COMMAND_LINE_MAX: usize = 0xffff;
 /// The end of conventional memory.
 pub(super) const CONVENTIONAL_END: u64 = 0x9_fc00;
+/// ACPI's tables, in the firmware's area.
+pub(super) const ACPI: u64 = 0xe_0000;
 /// The beginning of memory that a kernel may use as it likes.
 pub(super) const KERNEL: u64 = 0x10_0000;
 
@@ -59,5 +61,7 @@ pub(super) const CMOS: u64 = 0x70;
 pub(super) const PM: u64 = 0x600;
 /// ACPI's interrupt.
 pub(super) const SCI: u32 = 9;
-/// The chipset's reset control register.
+/// The address port of PCI configuration space.
+pub(super) const PCI_CONFIG: u64 = 0xcf8;
+/// The chipset's reset control register, among those ports.
 pub(super) const RESET_CONTROL: u64 = 0xcf9;

@@ -6,11 +6,13 @@
 //! - [`memory`], `layout`: the guest's memory and addresses.
 //! - [`boot`]: PVH and bzImage kernels.
 //! - `bus`, [`lifecycle`]: what a device is to the guest, and to the machine.
+//! - `pci`, `acpi`: the bus, and the tables that tell of it and of all else.
 //! - `legacy`: the devices of a PC that are not on PCI.
 //!
 //! Nothing that a guest does ends this process, makes it wait, or lets it grow: offsets and lengths are checked where they
 //! come in, output waits in a bounded buffer, and a vCPU's loop answers one access at a time.
 
+mod acpi;
 pub mod boot;
 mod bus;
 mod cpu;
@@ -19,6 +21,7 @@ mod legacy;
 pub mod lifecycle;
 pub mod machine;
 pub mod memory;
+mod pci;
 pub mod probe;
 mod request;
 

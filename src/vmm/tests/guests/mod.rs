@@ -41,6 +41,44 @@ fn run(command: &mut Command) {
     );
 }
 
+/// An initial RAM disk with a console and the small first process.
+pub fn initramfs() -> File {
+    let program = folder().join("init");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/init.S");
+    run(Command::new("cc")
+        .args([
+            "-nostdlib",
+            "-static",
+            "-no-pie",
+            "-s",
+            "-Wl,-N,--build-id=none",
+            "-o",
+        ])
+        .args([&program, &source]));
+    let mut archive = Vec::new();
+    // (name, mode, device, content), in cpio's "new ASCII" format (`Documentation/driver-api/early-userspace/buffer-format.rst`).
+    for (name, mode, (major, minor), content) in [
+        ("dev", 0o040_755, (0, 0), Vec::new()),
+        ("dev/console", 0o020_600, (5, 1), Vec::new()),
+        ("init", 0o100_755, (0, 0), std::fs::read(&program).unwrap()),
+        ("TRAILER!!!", 0, (0, 0), Vec::new()),
+    ] {
+        let size = content.len();
+        let words = [0, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name.len() + 1, 0];
+        archive.extend(b"070701");
+        for word in words {
+            archive.extend(format!("{word:08X}").into_bytes());
+        }
+        for part in [[name.as_bytes(), b"\0"].concat(), content] {
+            archive.extend(part);
+            archive.resize(archive.len().next_multiple_of(4), 0);
+        }
+    }
+    let path = folder().join("initramfs");
+    std::fs::write(&path, archive).unwrap();
+    File::open(path).unwrap()
+}
+
 /// The guest as an ELF with a PVH entry.
 pub fn elf() -> File {
     File::open(folder().join("pc")).unwrap()

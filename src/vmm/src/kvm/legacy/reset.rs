@@ -55,6 +55,9 @@ impl BusDevice for I8042 {
 pub(in crate::kvm) struct ResetControl(Requests);
 
 impl ResetControl {
+    /// What to write to it for a reset.
+    pub(in crate::kvm) const VALUE: u8 = RESET_NOW | 1 << 1;
+
     /// One that resets this machine.
     pub(in crate::kvm) fn new(requests: Requests) -> Self {
         ResetControl(requests)

@@ -25,6 +25,7 @@ use crate::kvm::legacy::reset::{I8042, I8042_PORTS, ResetControl};
 use crate::kvm::legacy::serial::{self, Line, Serial};
 use crate::kvm::lifecycle::Lifecycle;
 use crate::kvm::memory::Ram;
+use crate::kvm::pci::{CONFIG_PORTS, ConfigPorts, Root};
 use crate::kvm::request::Requests;
 
 /// The interrupt controllers' state.
@@ -123,15 +124,16 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
     ports.add(layout::I8042, I8042_PORTS, i8042.clone())?;
     ports.add(layout::CMOS, cmos::PORTS, clock.clone())?;
     ports.add(layout::PM, power::PORTS, power.clone())?;
-    ports.add(layout::RESET_CONTROL, 1, control.clone())?;
-    let buses = Arc::new(Buses {
-        ports,
-        memory: Bus::default(),
-    });
+    let root = Arc::new(Root::new());
+    let config = Arc::new(ConfigPorts::new(root.clone(), control.clone()));
+    ports.add(layout::PCI_CONFIG, CONFIG_PORTS, config.clone())?;
+    let mut memory = Bus::default();
+    memory.add(layout::ECAM, layout::ECAM_SIZE, root.clone())?;
+    let buses = Arc::new(Buses { ports, memory });
 
     let mut parts = Parts {
         vcpus: Vec::with_capacity(fds.len()),
-        devices: vec![serial, i8042, control, clock, power.clone()],
+        devices: vec![serial, i8042, control, clock, root, config, power.clone()],
         power,
         vm,
         ram,

@@ -9,7 +9,8 @@ use model::machine::StopMode;
 
 use super::build::{Parts, kvm};
 use super::{Board, Control, Ending, MachineError, Message, State};
-use crate::kvm::boot;
+use crate::kvm::acpi;
+use crate::kvm::boot::{self, BootError};
 use crate::kvm::request::{Asked, Request};
 
 pub(super) struct Driver {
@@ -122,7 +123,9 @@ impl Driver {
     /// Load the kernel and set the boot processor's registers.
     fn load(&self) -> Result<(), MachineError> {
         let parts = self.parts()?;
-        let start = boot::load(&parts.ram, &parts.kernel, None)?;
+        let count = u32::try_from(parts.vcpus.len()).unwrap_or(u32::MAX);
+        let rsdp = acpi::write(parts.ram.memory(), count).map_err(BootError::Memory)?;
+        let start = boot::load(&parts.ram, &parts.kernel, Some(rsdp))?;
         if let Some(vcpu) = parts.vcpus.first() {
             start
                 .prepare(&vcpu.fd())
