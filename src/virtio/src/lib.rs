@@ -9,10 +9,12 @@
 //! - [`vring`]: one virtqueue with its notifications.
 //! - [`inflight`]: the record of unfinished requests that survives the death of a backend.
 //! - [`block`]: the block device.
+//! - [`entropy`]: the entropy device.
 //! - [`vhost_user`]: the backend's side of the vhost-user protocol. Start there to write a device's child process.
 
 pub mod block;
 pub mod chain;
+pub mod entropy;
 pub mod inflight;
 pub mod memory;
 pub mod vhost_user;

@@ -52,7 +52,7 @@ pub enum RingError {
     Os(#[from] nix::Error),
 }
 
-/// Where the frontend says the ring's parts are, in its own address space.
+/// Where the ring's parts are, in the address space of whoever says it: a frontend's own, or the guest's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingAddresses {
     /// Descriptor table.
@@ -61,6 +61,20 @@ pub struct RingAddresses {
     pub available: u64,
     /// Used ring.
     pub used: u64,
+}
+
+/// What a driver says of a ring in its own transport (virtio 1.2 §4.1.4.3): guest physical addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// Descriptors.
+    pub size: u16,
+    /// Where its parts are.
+    pub at: RingAddresses,
+    /// `VIRTIO_F_EVENT_IDX` was negotiated.
+    pub event_idx: bool,
+    /// The index of the next available chain: 0 for a ring that the driver has just set up, what [`Vring::halt`] told for
+    /// one that is started again.
+    pub next: u16,
 }
 
 /// A virtqueue and its notifications.
@@ -259,6 +273,58 @@ impl Vring {
         self.broken
     }
 
+    /// Starts a ring that the guest's driver has set up with us, without a frontend in between. Its notifications are
+    /// eventfds of ours.
+    ///
+    /// # Errors
+    /// If the size was not offered, or the ring does not lie in the guest's memory, or its parts are not aligned (§2.7).
+    /// The ring does not run then.
+    pub fn start_at(
+        &mut self,
+        memory: &Memory,
+        placement: Placement,
+        kick: File,
+        call: Option<File>,
+    ) -> Result<(), RingError> {
+        self.reset();
+        let result = self.try_start_at(memory, placement, kick, call);
+        if result.is_err() {
+            self.reset();
+        }
+        result
+    }
+
+    fn try_start_at(
+        &mut self,
+        memory: &Memory,
+        placement: Placement,
+        kick: File,
+        call: Option<File>,
+    ) -> Result<(), RingError> {
+        self.set_size(placement.size.into())?;
+        self.set_kick(kick)?;
+        self.set_call(call)?;
+        let at = placement.at;
+        self.queue
+            .try_set_desc_table_address(GuestAddress(at.descriptors))?;
+        self.queue
+            .try_set_avail_ring_address(GuestAddress(at.available))?;
+        self.queue.try_set_used_ring_address(GuestAddress(at.used))?;
+        self.queue.set_ready(true);
+        if self.queue.avail_ring() == 0 || !self.queue.is_valid(memory) {
+            return Err(RingError::Address);
+        }
+        let used = self.used_index(memory)?;
+        self.enabled = true;
+        self.start(memory, placement.event_idx, used, Some(placement.next))
+    }
+
+    /// Stops a ring that [`Vring::start_at`] started: the index of the next available chain. All requests that were taken
+    /// from it must be returned before, or their chains be taken again by `unpop`.
+    pub fn halt(&mut self) -> u16 {
+        self.stop()
+    }
+
     pub(crate) fn set_size(&mut self, size: u32) -> Result<(), RingError> {
         let small = u16::try_from(size).map_err(|_| RingError::Size(size))?;
         self.queue.try_set_size(small).map_err(|_| RingError::Size(size))
@@ -367,6 +433,9 @@ impl Vring {
         (self.kick, self.call, self.err) = (None, None, None);
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 /// Checks that `fd` can be an eventfd, and that writing to it will not block.
 fn eventfd(fd: File) -> Result<File, RingError> {
