@@ -145,12 +145,11 @@ fn madt(vcpus: u32) -> Vec<u8> {
     body.extend([1, 12, 0, 0]);
     body.extend(IO_APIC.to_le_bytes());
     body.extend(0u32.to_le_bytes());
-    // ISA's interrupt 0 is pin 2; ACPI's is active high and level-triggered. All others are as ISA's: edges.
-    for (source, pin, flags) in [(0u8, 2u32, 0u16), (SCI as u8, SCI, 0b1101)] {
-        body.extend([2, 10, 0, source]);
-        body.extend(pin.to_le_bytes());
-        body.extend(flags.to_le_bytes());
-    }
+    // KVM's routes lead ISA's interrupts to the pins of the same numbers, the timer's to pin 0, too; they are edges. But
+    // ACPI's is active high and level-triggered.
+    body.extend([2, 10, 0, SCI as u8]);
+    body.extend(SCI.to_le_bytes());
+    body.extend(0b1101u16.to_le_bytes());
     // All local APICs take the NMI at LINT1.
     body.extend([4, 6, 0xff, 0, 0, 1]);
     table(*b"APIC", 5, &body)
