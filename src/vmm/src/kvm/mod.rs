@@ -7,6 +7,7 @@
 //! - [`boot`]: PVH and bzImage kernels.
 //! - `bus`, [`lifecycle`]: what a device is to the guest, and to the machine.
 //! - `pci`, `acpi`: the bus, and the tables that tell of it and of all else.
+//! - `virtio`: the virtio transport over PCI, and its devices.
 //! - `legacy`: the devices of a PC that are not on PCI.
 //!
 //! Nothing that a guest does ends this process, makes it wait, or lets it grow: offsets and lengths are checked where they
@@ -16,6 +17,7 @@ mod acpi;
 pub mod boot;
 mod bus;
 mod cpu;
+mod event;
 mod layout;
 mod legacy;
 pub mod lifecycle;
@@ -24,6 +26,7 @@ pub mod memory;
 mod pci;
 pub mod probe;
 mod request;
+mod virtio;
 
 pub use boot::Kernel;
 pub use legacy::output::Sink;

@@ -10,6 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::routes::KvmRoutes;
 use super::{MAX_VCPUS, MachineError, Message, Spec};
 use crate::kvm::boot::Kernel;
 use crate::kvm::bus::Bus;
@@ -25,8 +26,11 @@ use crate::kvm::legacy::reset::{I8042, I8042_PORTS, ResetControl};
 use crate::kvm::legacy::serial::{self, Line, Serial};
 use crate::kvm::lifecycle::Lifecycle;
 use crate::kvm::memory::Ram;
-use crate::kvm::pci::{CONFIG_PORTS, ConfigPorts, Root};
+use crate::kvm::pci::{CONFIG_PORTS, ConfigPorts, Functions, Root, Window};
 use crate::kvm::request::Requests;
+use crate::kvm::virtio::Device;
+use crate::kvm::virtio::rng::Rng;
+use crate::kvm::virtio::transport::{VirtioPci, WINDOW};
 
 /// The interrupt controllers' state.
 pub(super) struct Chips {
@@ -124,10 +128,14 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
     ports.add(layout::I8042, I8042_PORTS, i8042.clone())?;
     ports.add(layout::CMOS, cmos::PORTS, clock.clone())?;
     ports.add(layout::PM, power::PORTS, power.clone())?;
-    let root = Arc::new(Root::new());
+    let routes = Arc::new(KvmRoutes::new(vm.clone()));
+    let functions = make_functions(&ram, &routes)?;
+    let root = Arc::new(Root::new(functions.clone()));
+    let window = Arc::new(Window::new(layout::HOLE, functions.clone()));
     let config = Arc::new(ConfigPorts::new(root.clone(), control.clone()));
     ports.add(layout::PCI_CONFIG, CONFIG_PORTS, config.clone())?;
     let mut memory = Bus::default();
+    memory.add(layout::HOLE, layout::ECAM - layout::HOLE, window)?;
     memory.add(layout::ECAM, layout::ECAM_SIZE, root.clone())?;
     let buses = Arc::new(Buses { ports, memory });
 
@@ -144,6 +152,9 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
         _output: output,
         clock_adjusts: system.check_extension(Cap::AdjustClock),
     };
+    for function in functions {
+        parts.devices.push(function);
+    }
     for (index, fd) in (0..).zip(fds) {
         let vcpu = Vcpu::start(index, fd, gate.clone(), buses.clone(), requests.clone());
         parts
@@ -151,6 +162,19 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
             .push(vcpu.map_err(io("cannot start a virtual processor's thread"))?);
     }
     Ok(parts)
+}
+
+/// The functions on the bus, their windows one after the other from the hole's beginning on.
+fn make_functions(ram: &Ram, routes: &Arc<KvmRoutes>) -> Result<Functions, MachineError> {
+    let memory = Arc::new(ram.memory().clone());
+    let devices: [Arc<dyn Device>; 1] = [Arc::new(Rng::default())];
+    let bases = (layout::HOLE as u32..).step_by(WINDOW as usize);
+    let mut functions = Functions::new();
+    for (device, base) in devices.into_iter().zip(bases) {
+        let function = VirtioPci::new(device, memory.clone(), base, routes.clone(), routes.clone());
+        functions.push(Arc::new(function.map_err(MachineError::Device)?));
+    }
+    Ok(functions)
 }
 
 impl Drop for Parts {

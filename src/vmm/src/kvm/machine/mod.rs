@@ -19,6 +19,7 @@
 
 mod build;
 mod driver;
+mod routes;
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -131,6 +132,9 @@ pub enum MachineError {
     /// The guest's kernel.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// A device cannot be made.
+    #[error("a device cannot be made: {0}")]
+    Device(super::lifecycle::StateError),
     /// Two devices at one address: a fault of this program.
     #[error(transparent)]
     Overlap(#[from] Overlap),

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::config::{ConfigSpace, Identity};
+use super::{Function, Functions};
 use crate::kvm::bus::BusDevice;
 use crate::kvm::lifecycle::{Lifecycle, Saved, StateError};
 
@@ -25,12 +26,14 @@ const VERSION: u32 = 1;
 /// The root, and the functions on its bus.
 pub(in crate::kvm) struct Root {
     bridge: Mutex<ConfigSpace>,
+    functions: Functions,
 }
 
 impl Root {
-    /// With nothing but the host bridge, which is function 0 of device 0.
-    pub(in crate::kvm) fn new() -> Self {
+    /// With the host bridge, which is function 0 of device 0, and these functions.
+    pub(in crate::kvm) fn new(functions: Functions) -> Self {
         Root {
+            functions,
             bridge: Mutex::new(ConfigSpace::new(Identity {
                 // Intel's 82G33, which drivers know as a PCI Express host bridge with nothing to be done about it.
                 vendor: 0x8086,
@@ -51,13 +54,24 @@ impl Root {
         data.fill(0xff);
         if function == 0 {
             self.bridge().read(register, data);
+        } else if let Some(function) = self.function(function) {
+            function.read_config(register, data);
         }
     }
 
     fn write(&self, function: u64, register: usize, data: &[u8]) {
         if function == 0 {
             self.bridge().write(register, data);
+        } else if let Some(function) = self.function(function) {
+            function.write_config(register, data);
         }
+    }
+
+    /// Device `n` is the one with number `n - 1`, as function 0.
+    fn function(&self, function: u64) -> Option<&dyn Function> {
+        let index = usize::try_from(function / 8).ok()?.checked_sub(1)?;
+        let found = self.functions.get(index).filter(|_| function.is_multiple_of(8));
+        found.map(Arc::as_ref)
     }
 }
 
@@ -87,6 +101,43 @@ impl Lifecycle for Root {
 
     fn restore(&self, saved: &Saved) -> Result<(), StateError> {
         self.bridge().restore(saved)
+    }
+}
+
+/// The device memory below ECAM: whoever has opened a window at an address answers.
+pub(in crate::kvm) struct Window {
+    /// The first address of the bus place.
+    base: u64,
+    functions: Functions,
+}
+
+impl Window {
+    /// Of these functions, on a bus place that begins at `base`.
+    pub(in crate::kvm) fn new(base: u64, functions: Functions) -> Self {
+        Window { base, functions }
+    }
+
+    fn find(&self, offset: u64) -> Option<(&dyn Function, u32)> {
+        let address = self.base.checked_add(offset)?;
+        self.functions.iter().find_map(|function| {
+            let within = address.checked_sub(function.window()?.into())?;
+            let within = u32::try_from(within).ok()?;
+            (within < function.window_size()).then_some((function.as_ref(), within))
+        })
+    }
+}
+
+impl BusDevice for Window {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let Some((function, within)) = self.find(offset) {
+            function.read(within, data);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some((function, within)) = self.find(offset) {
+            function.write(within, data);
+        }
     }
 }
 
@@ -199,7 +250,7 @@ mod tests {
     }
 
     fn ports() -> (Arc<Presses>, Arc<Root>, ConfigPorts) {
-        let (reset, root) = (Arc::new(Presses::default()), Arc::new(Root::new()));
+        let (reset, root) = (Arc::new(Presses::default()), Arc::new(Root::new(Vec::new())));
         let ports = ConfigPorts::new(root.clone(), reset.clone());
         (reset, root, ports)
     }
