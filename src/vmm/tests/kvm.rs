@@ -316,7 +316,7 @@ const LINUX_LINE: &str = "console=ttyS0 panic=-1 tsc=reliable noxsave nofsgsbase
     serialize,clwb";
 
 #[test]
-fn linux_boots_finds_what_acpi_tells_restarts_and_switches_off() {
+fn linux_boots_finds_what_acpi_tells_gets_entropy_restarts_and_switches_off() {
     if usable().is_none() {
         return;
     }
@@ -334,6 +334,7 @@ fn linux_boots_finds_what_acpi_tells_restarts_and_switches_off() {
         guest.machine.control(Control::Start).unwrap();
         guest.prints("HELLO-FROM-GUEST");
         println!("{action}: userland after {:?}", start.elapsed());
+        guest.prints("ENTROPY-FROM-DEVICE");
         let text = guest.text();
         for wanted in [
             "ACPI: RSDP 0x00000000000E0000",

@@ -60,6 +60,7 @@ pub fn initramfs() -> File {
     for (name, mode, (major, minor), content) in [
         ("dev", 0o040_755, (0, 0), Vec::new()),
         ("dev/console", 0o020_600, (5, 1), Vec::new()),
+        ("dev/hwrng", 0o020_600, (10, 183), Vec::new()),
         ("init", 0o100_755, (0, 0), std::fs::read(&program).unwrap()),
         ("TRAILER!!!", 0, (0, 0), Vec::new()),
     ] {
