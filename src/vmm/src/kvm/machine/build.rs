@@ -201,14 +201,8 @@ fn make_vm(system: &Kvm, ram: &Ram) -> Result<VmFd, MachineError> {
         .map_err(kvm("cannot place KVM's identity map"))?;
     vm.set_tss_address(layout::TASK_STATE)
         .map_err(kvm("cannot place KVM's task state"))?;
-    vm.create_irq_chip()
-        .map_err(kvm("cannot make interrupt controllers"))?;
-    // Port 0x61, where a kernel looks for the speaker's timer, answers too.
-    vm.create_pit2(kvm_pit_config {
-        flags: KVM_PIT_SPEAKER_DUMMY,
-        ..kvm_pit_config::default()
-    })
-    .map_err(kvm("cannot make a timer"))?;
+    // Memory first: each change of KVM's memory or buses waits for readers of the ones before, which is quick only while
+    // there are none (seen: 0.3 ms here, 5.9 ms behind the timer).
     for (slot, (start, size, host)) in (0..).zip(ram.slots()?) {
         let region = kvm_userspace_memory_region {
             slot,
@@ -222,6 +216,14 @@ fn make_vm(system: &Kvm, ram: &Ram) -> Result<VmFd, MachineError> {
         #[allow(unsafe_code)]
         unsafe { vm.set_user_memory_region(region) }.map_err(kvm("cannot give the machine memory"))?;
     }
+    vm.create_irq_chip()
+        .map_err(kvm("cannot make interrupt controllers"))?;
+    // Port 0x61, where a kernel looks for the speaker's timer, answers too.
+    vm.create_pit2(kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..kvm_pit_config::default()
+    })
+    .map_err(kvm("cannot make a timer"))?;
     Ok(vm)
 }
 
