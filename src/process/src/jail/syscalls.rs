@@ -311,7 +311,15 @@ fn allowed(profile: Profile, answers: bool) -> Result<Rules, seccompiler::Backen
     let own = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, vec![argument(0, SeccompCmpOp::Eq, own)?]);
     let name = u64::from(libc::PR_SET_NAME.unsigned_abs());
-    rules.insert(libc::SYS_prctl, vec![argument(0, SeccompCmpOp::Eq, name)?]);
+    // Threads name themselves, and the allocator names the memory that it maps; it does so whenever it needs more.
+    let memory = libc::PR_SET_VMA as u64;
+    rules.insert(
+        libc::SYS_prctl,
+        vec![
+            argument(0, SeccompCmpOp::Eq, name)?,
+            argument(0, SeccompCmpOp::Eq, memory)?,
+        ],
+    );
     let mut ioctls = vec![libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::TCGETS];
     if profile == Profile::Disk {
         ioctls.push(BLKGETSIZE64);
