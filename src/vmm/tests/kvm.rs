@@ -97,6 +97,7 @@ fn spec(command: &str) -> Spec {
             initrd: None,
             command_line: command.into(),
         },
+        disks: Vec::new(),
     }
 }
 
@@ -257,7 +258,7 @@ fn what_makes_no_sense_is_refused() {
     }
     let guest = Guest::new(spec("no")).unwrap();
     for control in [Control::Pause, Control::Resume, Control::Reset] {
-        let refused = guest.machine.control(control);
+        let refused = guest.machine.control(control.clone());
         assert!(
             matches!(refused, Err(MachineError::State(State::Created))),
             "{control:?}"
@@ -409,7 +410,7 @@ fn a_machine_that_is_dropped_in_any_state_leaves_nothing_behind() {
         })
         .unwrap();
         for control in controls {
-            guest.machine.control(*control).unwrap();
+            guest.machine.control(control.clone()).unwrap();
         }
         drop(guest);
         assert_eq!(threads(), 0, "{controls:?}");

@@ -265,6 +265,20 @@ impl<B: BlockBackend> Block<B> {
         }
     }
 
+    /// Forgets the parked requests, and says which they are: ring and first descriptor, in the order in which they were
+    /// taken. Whoever drives the rings starts them again later.
+    pub fn give_up_parked(&mut self) -> Vec<(u16, u16)> {
+        let mut parked = Vec::with_capacity(self.parked.len());
+        for token in std::mem::take(&mut self.parked) {
+            let slot = &mut self.slots[token as usize];
+            if let Some(busy) = slot.busy.take() {
+                parked.push((busy.ring, slot.chain.head()));
+            }
+            self.free.push(token);
+        }
+        parked
+    }
+
     /// The rings are gone: lets what runs end, and answers nothing.
     pub fn abandon(&mut self) {
         self.drop_parked(None, None);

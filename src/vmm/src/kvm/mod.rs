@@ -32,3 +32,4 @@ pub use boot::Kernel;
 pub use legacy::output::Sink;
 pub use machine::{Control, Ending, Machine, MachineError, Spec, State, Status};
 pub use probe::{Offer, ProbeError, probe};
+pub use virtio::block::{Disk, Storage};

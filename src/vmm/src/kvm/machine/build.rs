@@ -1,5 +1,6 @@
 //! Putting a machine together.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -11,7 +12,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::routes::KvmRoutes;
-use super::{MAX_VCPUS, MachineError, Message, Spec};
+use super::{MAX_DEVICES, MAX_VCPUS, MachineError, Message, Spec};
 use crate::kvm::boot::Kernel;
 use crate::kvm::bus::Bus;
 use crate::kvm::cpu::cpuid;
@@ -29,6 +30,7 @@ use crate::kvm::memory::Ram;
 use crate::kvm::pci::{CONFIG_PORTS, ConfigPorts, Functions, Root, Window};
 use crate::kvm::request::Requests;
 use crate::kvm::virtio::Device;
+use crate::kvm::virtio::block::BlockDevice;
 use crate::kvm::virtio::rng::Rng;
 use crate::kvm::virtio::transport::{VirtioPci, WINDOW};
 
@@ -66,6 +68,7 @@ pub(super) struct Parts {
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) devices: Vec<Arc<dyn Lifecycle>>,
     pub(super) power: Arc<Power>,
+    pub(super) disks: Vec<Arc<BlockDevice>>,
     pub(super) vm: Arc<VmFd>,
     pub(super) ram: Ram,
     /// Each vCPU's state before the first boot, and the interrupt controllers'.
@@ -129,7 +132,15 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
     ports.add(layout::CMOS, cmos::PORTS, clock.clone())?;
     ports.add(layout::PM, power::PORTS, power.clone())?;
     let routes = Arc::new(KvmRoutes::new(vm.clone()));
-    let functions = make_functions(&ram, &routes)?;
+    let disks: Vec<_> = spec
+        .disks
+        .into_iter()
+        .map(|disk| Arc::new(BlockDevice::new(disk)))
+        .collect();
+    let mut devices: Vec<Arc<dyn Device>> = Vec::new();
+    devices.extend(disks.iter().map(|disk| disk.clone() as Arc<dyn Device>));
+    devices.push(Arc::new(Rng::default()));
+    let functions = make_functions(devices, &ram, &routes)?;
     let root = Arc::new(Root::new(functions.clone()));
     let window = Arc::new(Window::new(layout::HOLE, functions.clone()));
     let config = Arc::new(ConfigPorts::new(root.clone(), control.clone()));
@@ -143,6 +154,7 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
         vcpus: Vec::with_capacity(fds.len()),
         devices: vec![serial, i8042, control, clock, root, config, power.clone()],
         power,
+        disks,
         vm,
         ram,
         first,
@@ -165,9 +177,16 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
 }
 
 /// The functions on the bus, their windows one after the other from the hole's beginning on.
-fn make_functions(ram: &Ram, routes: &Arc<KvmRoutes>) -> Result<Functions, MachineError> {
+fn make_functions(
+    devices: Vec<Arc<dyn Device>>,
+    ram: &Ram,
+    routes: &Arc<KvmRoutes>,
+) -> Result<Functions, MachineError> {
+    let names: BTreeSet<_> = devices.iter().map(|device| device.name()).collect();
+    if names.len() != devices.len() || devices.len() > MAX_DEVICES {
+        return Err(MachineError::Devices);
+    }
     let memory = Arc::new(ram.memory().clone());
-    let devices: [Arc<dyn Device>; 1] = [Arc::new(Rng::default())];
     let bases = (layout::HOLE as u32..).step_by(WINDOW as usize);
     let mut functions = Functions::new();
     for (device, base) in devices.into_iter().zip(bases) {

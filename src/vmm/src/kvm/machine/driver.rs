@@ -12,6 +12,7 @@ use super::{Board, Control, Ending, MachineError, Message, State};
 use crate::kvm::acpi;
 use crate::kvm::boot::{self, BootError};
 use crate::kvm::request::{Asked, Request};
+use crate::kvm::virtio::Device;
 
 pub(super) struct Driver {
     parts: Option<Parts>,
@@ -55,6 +56,14 @@ impl Driver {
 
     fn obey(&mut self, control: Control) -> Result<(), MachineError> {
         match (control, &self.state) {
+            (Control::Resize { disk, bytes }, State::Created | State::Running | State::Paused) => {
+                let found = self.parts()?.disks.iter().find(|other| other.name() == disk);
+                if found.is_some_and(|found| found.resize(bytes)) {
+                    Ok(())
+                } else {
+                    Err(MachineError::Resize { disk, bytes })
+                }
+            }
             (Control::Start, State::Created) => self.or_fail(Self::start),
             (Control::Pause, State::Running) => self.pause(),
             (Control::Pause, State::Paused) => Ok(()),

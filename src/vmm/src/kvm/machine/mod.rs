@@ -26,7 +26,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use model::disk::DiskStatus;
 use model::machine::StopMode;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::boot::{BootError, Kernel};
@@ -34,9 +36,14 @@ use super::bus::Overlap;
 use super::legacy::output::Sink;
 use super::memory::MemoryError;
 use super::request::Asked;
+use super::virtio::Device;
+use super::virtio::block::{BlockDevice, Disk};
 
 /// The most vCPUs of a machine. Their APIC ids fit into eight bits.
 pub const MAX_VCPUS: u32 = 128;
+
+/// The most devices on the bus: all numbers but the host bridge's.
+pub const MAX_DEVICES: usize = 31;
 
 /// What a machine is made of.
 #[derive(Debug)]
@@ -49,10 +56,12 @@ pub struct Spec {
     pub huge_pages: bool,
     /// What it boots.
     pub kernel: Kernel,
+    /// Disks, in the guest's order.
+    pub disks: Vec<Disk>,
 }
 
 /// Everything that a machine can be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Control {
     /// Boot a machine that was made.
     Start,
@@ -62,6 +71,13 @@ pub enum Control {
     Resume,
     /// The reset button.
     Reset,
+    /// A disk's storage has grown to this many bytes: tell the guest.
+    Resize {
+        /// The disk's name.
+        disk: String,
+        /// Its size.
+        bytes: u64,
+    },
     /// End it. Ended already: nothing happens.
     Stop(StopMode),
 }
@@ -135,6 +151,17 @@ pub enum MachineError {
     /// A device cannot be made.
     #[error("a device cannot be made: {0}")]
     Device(super::lifecycle::StateError),
+    /// More devices than there are places on the bus, or two of one name.
+    #[error("a machine has at most {MAX_DEVICES} devices, each with a name of its own")]
+    Devices,
+    /// There is no such disk, or it cannot have this size.
+    #[error("the disk {disk} cannot become {bytes} bytes")]
+    Resize {
+        /// The name.
+        disk: String,
+        /// The size.
+        bytes: u64,
+    },
     /// Two devices at one address: a fault of this program.
     #[error(transparent)]
     Overlap(#[from] Overlap),
@@ -176,6 +203,7 @@ impl Board {
 pub struct Machine {
     send: Sender<Message>,
     board: Arc<Board>,
+    disks: Vec<Arc<BlockDevice>>,
     driver: Option<JoinHandle<()>>,
 }
 
@@ -194,6 +222,7 @@ impl Machine {
             changed: Condvar::new(),
         });
         let parts = build::build(spec, console, &send)?;
+        let disks = parts.disks.clone();
         let driver = driver::Driver::new(parts, board.clone());
         let driver = std::thread::Builder::new()
             .name("machine".into())
@@ -205,6 +234,7 @@ impl Machine {
         Ok(Machine {
             send,
             board,
+            disks,
             driver: Some(driver),
         })
     }
@@ -225,6 +255,12 @@ impl Machine {
     /// What it is doing.
     pub fn status(&self) -> Status {
         self.board.lock().clone()
+    }
+
+    /// What a disk did so far, by its name.
+    pub fn disk(&self, name: &str) -> Option<DiskStatus> {
+        let disk = self.disks.iter().find(|disk| disk.name() == name);
+        disk.map(|disk| disk.status())
     }
 
     /// Wait until the status is as wanted, but no longer than this. The status then.

@@ -36,6 +36,8 @@ pub(in crate::kvm) struct Queue {
     pub(in crate::kvm) device: u64,
     /// The index of the next available chain, while the device stands still.
     pub(in crate::kvm) next: u16,
+    /// Chains that the device has taken and not returned, while it stands still.
+    pub(in crate::kvm) taken: Vec<u16>,
 }
 
 impl Queue {
@@ -49,6 +51,7 @@ impl Queue {
             driver: 0,
             device: 0,
             next: 0,
+            taken: Vec::new(),
         }
     }
 }
@@ -63,6 +66,8 @@ pub(in crate::kvm) struct Registers {
     pub(in crate::kvm) accepted: u64,
     pub(in crate::kvm) config_vector: u16,
     pub(in crate::kvm) status: u8,
+    /// Counts changes of the device's configuration.
+    pub(in crate::kvm) generation: u8,
     select: u16,
     pub(in crate::kvm) queues: Vec<Queue>,
 }
@@ -78,6 +83,7 @@ impl Registers {
             accepted: 0,
             config_vector: NO_VECTOR,
             status: 0,
+            generation: 0,
             select: 0,
             queues: queues.iter().map(|max| Queue::new(*max)).collect(),
         }
@@ -93,7 +99,11 @@ impl Registers {
     pub(in crate::kvm) fn is_like(&self, other: &Registers) -> bool {
         let shape =
             |registers: &Registers| -> Vec<u16> { registers.queues.iter().map(|queue| queue.max).collect() };
-        let sound = |queue: &Queue| queue.size.is_power_of_two() && queue.size <= queue.max;
+        let sound = |queue: &Queue| {
+            let sized = queue.size.is_power_of_two() && queue.size <= queue.max;
+            let taken = &queue.taken;
+            sized && taken.len() <= usize::from(queue.size) && taken.iter().all(|head| *head < queue.size)
+        };
         (self.offered, self.vectors, shape(self)) == (other.offered, other.vectors, shape(other))
             && other.accepted & !other.offered == 0
             && other.queues.iter().all(sound)
@@ -129,8 +139,7 @@ impl Registers {
             (16, 2) => self.config_vector.into(),
             (18, 2) => self.queues.len() as u64,
             (20, 1) => self.status.into(),
-            // The configuration never changes here, so its generation does not either.
-            (21, 1) => 0,
+            (21, 1) => self.generation.into(),
             (22, 2) => self.select.into(),
             (24, 2) => queue.map_or(0, |queue| queue.size.into()),
             (26, 2) => queue.map_or(NO_VECTOR, |queue| queue.vector).into(),

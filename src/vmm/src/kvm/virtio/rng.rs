@@ -1,18 +1,23 @@
 //! The entropy device: the host's random numbers.
 
-use std::sync::{Mutex, PoisonError};
-
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio::chain::Chain;
 use virtio::entropy;
 use virtio::vring::RingError;
 
-use super::worker::Worker;
-use super::{Device, Session};
+use super::worker::{Floor, Post, Service};
+use super::{Device, Left, Session, StartError};
 
 /// The device.
-#[derive(Default)]
-pub(in crate::kvm) struct Rng(Mutex<Option<Worker>>);
+pub(in crate::kvm) struct Rng(Post<Source>);
+
+struct Source(Chain);
+
+impl Default for Rng {
+    fn default() -> Self {
+        Rng(Post::new("rng", Source(Chain::new())))
+    }
+}
 
 /// Fill it all.
 fn draw(mut piece: &mut [u8]) -> Result<(), RingError> {
@@ -25,9 +30,19 @@ fn draw(mut piece: &mut [u8]) -> Result<(), RingError> {
     Ok(())
 }
 
+impl Service for Source {
+    fn serve(&mut self, floor: &mut Floor, ring: usize) -> bool {
+        let memory = floor.memory.clone();
+        entropy::serve(&mut floor.rings[ring], &memory, &mut self.0, draw).unwrap_or_else(|error| {
+            tracing::debug!(%error, "the guest's entropy device");
+            false
+        })
+    }
+}
+
 impl Device for Rng {
     fn name(&self) -> &str {
-        "rng"
+        self.0.name()
     }
 
     fn id(&self) -> u16 {
@@ -51,22 +66,11 @@ impl Device for Rng {
         Vec::new()
     }
 
-    fn start(&self, session: Session) {
-        let mut chain = Chain::new();
-        let worker = Worker::start("rng", session, move |_, ring, memory| {
-            entropy::serve(ring, memory, &mut chain, draw).unwrap_or_else(|error| {
-                tracing::debug!(%error, "the guest's entropy device");
-                false
-            })
-        });
-        match worker {
-            Ok(worker) => *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(worker),
-            Err(error) => tracing::warn!(%error, "the guest gets no entropy"),
-        }
+    fn start(&self, session: Session) -> Result<(), StartError> {
+        self.0.start(session)
     }
 
-    fn stop(&self) -> Vec<u16> {
-        let worker = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        worker.map(Worker::stop).unwrap_or_default()
+    fn stop(&self) -> Vec<Left> {
+        self.0.stop()
     }
 }

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use virtio::feature;
 use virtio::memory::Memory;
-use virtio::vring::{Placement, RingAddresses, Vring};
+use virtio::vring::{Placement, RingAddresses};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::registers::{Effect, NEEDS_RESET, Registers};
-use super::{Alarm, Device, Session};
+use super::registers::{Effect, NEEDS_RESET, Queue, Registers};
+use super::{Alarm, Device, Session, SessionQueue, StartError};
 use crate::kvm::event::descriptor;
 use crate::kvm::lifecycle::{Lifecycle, Saved, StateError};
 use crate::kvm::pci::Function;
@@ -41,6 +42,8 @@ const MSIX: u8 = 0x11;
 const ACCESS_OFFSET: usize = 8;
 const ACCESS_LENGTH: usize = 12;
 const ACCESS_DATA: usize = 16;
+/// The common configuration's generation.
+const GENERATION: u64 = 21;
 /// The layout of the saved state.
 const VERSION: u32 = 1;
 
@@ -59,6 +62,8 @@ struct Inner {
     /// Where the window was when the doorbells were bound, and which of them are.
     bound: Vec<(u64, usize)>,
     bound_at: Option<u32>,
+    /// The configuration when its generation was last asked for.
+    seen: Vec<u8>,
     /// The device has a session.
     running: bool,
     /// It will have one when the machine goes on.
@@ -72,6 +77,7 @@ struct State {
     msix: msix::State,
     registers: Registers,
     needs_reset: bool,
+    device: Value,
 }
 
 /// The function.
@@ -152,6 +158,7 @@ impl VirtioPci {
                 registers: Registers::new(offered, &queues, vectors),
                 bound: Vec::new(),
                 bound_at: None,
+                seen: device.config(),
                 running: false,
                 waiting: false,
                 paused: false,
@@ -198,62 +205,63 @@ impl VirtioPci {
         let clone = |event: &EventFd| descriptor(event).try_clone_to_owned().map(File::from);
         let registers = &inner.registers;
         let event_idx = registers.accepted & feature::EVENT_IDX != 0;
-        let mut rings = Vec::with_capacity(registers.queues.len());
-        for (queue, kick) in registers.queues.iter().zip(&self.kicks) {
-            let placement = Placement {
-                size: queue.size,
-                at: RingAddresses {
-                    descriptors: queue.descriptors,
-                    available: queue.driver,
-                    used: queue.device,
-                },
-                event_idx,
-                next: queue.next,
-            };
-            let made = (|| {
-                let mut ring = Vring::new(queue.max).map_err(|error| error.to_string())?;
-                let watched = clone(kick).map_err(|error| error.to_string())?;
-                if queue.enabled {
-                    let kick = clone(kick).map_err(|error| error.to_string())?;
-                    let call = inner.msix.signal(queue.vector).map(clone).transpose();
-                    let call = call.map_err(|error| error.to_string())?;
-                    ring.start_at(&self.memory, placement, kick, call)
-                        .map_err(|error| error.to_string())?;
-                }
-                Ok::<_, String>((ring, watched))
-            })();
-            match made {
-                Ok(made) => rings.push(made),
-                Err(error) => {
-                    tracing::debug!(device = self.device.name(), error, "the guest's ring");
-                    self.needs_reset.store(true, Ordering::SeqCst);
-                    return;
-                }
-            }
-        }
+        let queue = |(queue, kick): (&Queue, &EventFd)| {
+            Ok(SessionQueue {
+                max: queue.max,
+                placement: queue.enabled.then_some(Placement {
+                    size: queue.size,
+                    at: RingAddresses {
+                        descriptors: queue.descriptors,
+                        available: queue.driver,
+                        used: queue.device,
+                    },
+                    event_idx,
+                    next: queue.next,
+                }),
+                kick: clone(kick)?,
+                call: inner.msix.signal(queue.vector).map(clone).transpose()?,
+                taken: queue.taken.clone(),
+            })
+        };
         let interrupt = inner.msix.signal(registers.config_vector);
-        self.device.start(Session {
-            memory: self.memory.clone(),
-            rings,
-            alarm: Alarm {
-                raised: self.needs_reset.clone(),
-                interrupt: interrupt.and_then(|event| event.try_clone().ok()),
-            },
-        });
+        let started = registers
+            .queues
+            .iter()
+            .zip(&self.kicks)
+            .map(queue)
+            .collect::<Result<_, std::io::Error>>()
+            .map_err(StartError::Io)
+            .and_then(|queues| {
+                self.device.start(Session {
+                    memory: self.memory.clone(),
+                    queues,
+                    features: registers.accepted,
+                    alarm: Alarm {
+                        raised: self.needs_reset.clone(),
+                        interrupt: interrupt.and_then(|event| event.try_clone().ok()),
+                    },
+                })
+            });
+        if let Err(error) = started {
+            tracing::debug!(device = self.device.name(), %error, "the guest's device does not start");
+            self.needs_reset.store(true, Ordering::SeqCst);
+            return;
+        }
         inner.running = true;
     }
 
     fn stop_device(&self, inner: &mut Inner) {
         if std::mem::take(&mut inner.running) {
-            let indices = self.device.stop();
-            for (queue, next) in inner.registers.queues.iter_mut().zip(indices) {
-                queue.next = next;
+            for (queue, left) in inner.registers.queues.iter_mut().zip(self.device.stop()) {
+                queue.next = left.next;
+                queue.taken = left.taken;
             }
         }
     }
 
     fn reset_device(&self, inner: &mut Inner) {
         self.stop_device(inner);
+        self.device.reset();
         inner.waiting = false;
         inner.registers.reset();
         self.needs_reset.store(false, Ordering::SeqCst);
@@ -263,11 +271,24 @@ impl VirtioPci {
         }
     }
 
-    fn read_window(&self, inner: &Inner, offset: u32, data: &mut [u8]) {
+    /// A driver that reads the configuration in pieces looks at its generation before and after (§4.1.4.3.1): it is another
+    /// one if the configuration is.
+    fn count_generation(&self, inner: &mut Inner) {
+        let now = self.device.config();
+        if now != inner.seen {
+            inner.seen = now;
+            inner.registers.generation = inner.registers.generation.wrapping_add(1);
+        }
+    }
+
+    fn read_window(&self, inner: &mut Inner, offset: u32, data: &mut [u8]) {
         data.fill(0);
         let within = u64::from(offset % PAGE);
         match offset - offset % PAGE {
             COMMON => {
+                if within == GENERATION {
+                    self.count_generation(inner);
+                }
                 let mut value = inner.registers.read(within, data.len());
                 if within == 20 && self.needs_reset.load(Ordering::SeqCst) {
                     value |= u64::from(NEEDS_RESET);
@@ -312,6 +333,7 @@ impl VirtioPci {
                     let _ = kick.write(1);
                 }
             }
+            DEVICE if data.len() <= 8 => self.device.write_config(within as usize, data),
             TABLE => inner.msix.write_table(within.into(), data),
             _ => {}
         }
@@ -338,9 +360,9 @@ fn capability(kind: u8, offset: u32, length: u32, more: Option<u32>) -> Vec<u8> 
 
 impl Function for VirtioPci {
     fn read_config(&self, register: usize, data: &mut [u8]) {
-        let inner = self.lock();
+        let mut inner = self.lock();
         match self.access(&inner, register, data.len()) {
-            Some(offset) => self.read_window(&inner, offset, data),
+            Some(offset) => self.read_window(&mut inner, offset, data),
             None => inner.config.read(register, data),
         }
     }
@@ -363,7 +385,7 @@ impl Function for VirtioPci {
     }
 
     fn read(&self, offset: u32, data: &mut [u8]) {
-        self.read_window(&self.lock(), offset, data);
+        self.read_window(&mut self.lock(), offset, data);
     }
 
     fn write(&self, offset: u32, data: &[u8]) {
@@ -413,6 +435,7 @@ impl Lifecycle for VirtioPci {
             msix: inner.msix.save(),
             registers: inner.registers.clone(),
             needs_reset: self.needs_reset.load(Ordering::SeqCst),
+            device: self.device.save(),
         };
         Saved::new(VERSION, &state)
     }
@@ -427,6 +450,7 @@ impl Lifecycle for VirtioPci {
         self.reset_device(&mut inner);
         inner.config.restore(&state.config)?;
         inner.msix.restore(&state.msix)?;
+        self.device.restore(&state.device)?;
         let served = super::registers::DRIVER_OK;
         inner.waiting = state.registers.status & served != 0 && !state.needs_reset;
         inner.paused = true;

@@ -1,86 +1,319 @@
-//! A thread that serves rings when the driver kicks them.
+//! Devices that serve their queues on a thread of their own.
+//!
+//! A [`Post`] is the place of a [`Service`]. While the driver is not ready, the service rests there; from `DRIVER_OK` on it is
+//! at work: a thread owns it and the rings, and sleeps in epoll while nothing happens. Whoever wants something of the
+//! service says so with [`Post::call`], wherever it is.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use virtio::memory::Memory;
 use virtio::vring::Vring;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::Session;
+use super::{Alarm, Left, Session, StartError};
 use crate::kvm::event::descriptor;
 
-/// The event that ends the thread; others are rings.
-const STOP: u64 = u64::MAX;
+/// The event of the bell, by which others wake the thread.
+const BELL: u64 = u64::MAX;
+/// Events of descriptors that the service watches; lower ones are rings.
+const WATCHED: u64 = 1 << 32;
 
-/// The thread. Dropping it without [`Worker::stop`] leaves it running.
-pub(in crate::kvm) struct Worker {
-    stop: EventFd,
-    thread: JoinHandle<Vec<Vring>>,
+/// What serves a device's queues.
+pub(in crate::kvm) trait Service: Send + 'static {
+    /// The driver is ready: watch what is to be watched.
+    fn begin(&mut self, _floor: &mut Floor) {}
+    /// Serve a ring that was kicked, or marked. True if there is more to do at once. A ring that broke raises the alarm.
+    fn serve(&mut self, floor: &mut Floor, ring: usize) -> bool;
+    /// A descriptor that is watched by this token is ready.
+    fn wake(&mut self, _floor: &mut Floor, _token: u32) {}
+    /// Nothing is left to do. How long to sleep at most; called again then.
+    fn rest(&mut self, _floor: &mut Floor) -> Option<Duration> {
+        None
+    }
+    /// The rings stop after this. Chains that were taken and not returned, by ring.
+    fn finish(&mut self, _floor: &mut Floor) -> Vec<Vec<u16>> {
+        Vec::new()
+    }
 }
 
-impl Worker {
-    /// Serve these rings: `serve` is called for a ring that was kicked, and says whether there is more to do at once. An error
-    /// stops nothing; a ring that broke raises the alarm.
-    ///
-    /// # Errors
-    /// The system's answer. The rings do not run then.
-    pub(in crate::kvm) fn start<F>(name: &str, session: Session, mut serve: F) -> io::Result<Self>
-    where
-        F: FnMut(usize, &mut Vring, &Memory) -> bool + Send + 'static,
-    {
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(descriptor(&stop), EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-        let (mut rings, kicks): (Vec<Vring>, Vec<File>) = session.rings.into_iter().unzip();
-        for (index, kick) in (0..).zip(&kicks) {
-            let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, index);
-            epoll.add(kick.as_fd(), event)?;
+/// What a service works with.
+pub(in crate::kvm) struct Floor {
+    pub(in crate::kvm) memory: Arc<Memory>,
+    pub(in crate::kvm) rings: Vec<Vring>,
+    pub(in crate::kvm) features: u64,
+    pub(in crate::kvm) alarm: Alarm,
+    /// Chains that an earlier session took and did not return, by ring. For `begin`.
+    pub(in crate::kvm) taken: Vec<Vec<u16>>,
+    ready: Vec<bool>,
+    alarmed: bool,
+    epoll: Arc<Epoll>,
+}
+
+impl Floor {
+    /// Look at this ring in the next round.
+    pub(in crate::kvm) fn mark(&mut self, ring: usize) {
+        if let Some(ready) = self.ready.get_mut(ring) {
+            *ready = true;
         }
-        let (memory, alarm) = (session.memory, session.alarm);
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-            let _kicks = kicks;
-            // What the driver offered before is not kicked again.
-            let mut ready = vec![true; rings.len()];
-            let mut alarmed = false;
-            let mut events = [EpollEvent::empty(); 16];
-            loop {
-                for (index, ring) in rings.iter_mut().enumerate() {
-                    if ready[index] {
-                        ready[index] = ring.running() && serve(index, ring, &memory);
-                    }
-                    if ring.broken() && !std::mem::replace(&mut alarmed, true) {
-                        alarm.raise();
-                    }
-                }
-                let timeout = if ready.contains(&true) {
-                    EpollTimeout::ZERO
-                } else {
-                    EpollTimeout::NONE
-                };
-                let count = epoll.wait(&mut events, timeout).unwrap_or(0);
-                for event in &events[..count] {
-                    match usize::try_from(event.data())
-                        .ok()
-                        .and_then(|index| ready.get_mut(index))
-                    {
-                        Some(ready) => *ready = true,
-                        None => return rings,
-                    }
-                }
-            }
-        })?;
-        Ok(Worker { stop, thread })
     }
 
-    /// End the thread: the rings as they are, each with the index of its next chain.
-    pub(in crate::kvm) fn stop(self) -> Vec<u16> {
-        // Nobody has written to it before.
-        let _ = self.stop.write(1);
-        let rings = self.thread.join().unwrap_or_default();
-        rings.into_iter().map(|mut ring| ring.halt()).collect()
+    /// Wake the service with this token when the descriptor can be read (level-triggered).
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub(in crate::kvm) fn watch(&self, descriptor: BorrowedFd<'_>, token: u32) -> io::Result<()> {
+        self.watch_for(descriptor, token, EpollFlags::EPOLLIN)
+    }
+
+    /// The same for these events; no event is one, too: it pauses the watching.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub(in crate::kvm) fn watch_for(
+        &self,
+        descriptor: BorrowedFd<'_>,
+        token: u32,
+        events: EpollFlags,
+    ) -> io::Result<()> {
+        let mut event = EpollEvent::new(events, WATCHED + u64::from(token));
+        match self.epoll.add(descriptor, event) {
+            Err(nix::errno::Errno::EEXIST) => Ok(self.epoll.modify(descriptor, &mut event)?),
+            other => Ok(other?),
+        }
+    }
+
+    /// Watch it no longer.
+    pub(in crate::kvm) fn unwatch(&self, descriptor: BorrowedFd<'_>) {
+        // What is not watched needs not be taken away.
+        let _ = self.epoll.delete(descriptor);
+    }
+}
+
+struct Inner<S> {
+    service: S,
+    floor: Option<Floor>,
+    /// How the queues were left, between the thread's end and whoever waits for it.
+    left: Vec<Left>,
+    stopping: bool,
+}
+
+impl<S: Service> Inner<S> {
+    fn begin(&mut self) {
+        if let Some(floor) = &mut self.floor {
+            self.service.begin(floor);
+        }
+    }
+
+    /// Do all that there is to do. How long to sleep then; `None`: the thread ends.
+    fn round(&mut self) -> Option<EpollTimeout> {
+        let floor = self.floor.as_mut()?;
+        if std::mem::take(&mut self.stopping) {
+            let mut taken = self.service.finish(floor).into_iter();
+            self.left = floor
+                .rings
+                .iter_mut()
+                .map(|ring| Left {
+                    next: ring.halt(),
+                    taken: taken.next().unwrap_or_default(),
+                })
+                .collect();
+            self.floor = None;
+            return None;
+        }
+        for index in 0..floor.rings.len() {
+            if std::mem::take(&mut floor.ready[index])
+                && floor.rings[index].running()
+                && self.service.serve(floor, index)
+            {
+                floor.ready[index] = true;
+            }
+        }
+        floor.look_for_broken_rings();
+        if floor.ready.contains(&true) {
+            return Some(EpollTimeout::ZERO);
+        }
+        let sleep = self.service.rest(floor);
+        // What it did may have marked a ring, or broken one.
+        floor.look_for_broken_rings();
+        if floor.ready.contains(&true) {
+            return Some(EpollTimeout::ZERO);
+        }
+        Some(sleep.map_or(EpollTimeout::NONE, |sleep| {
+            // Rounded up: a service that is woken too early would only sleep again.
+            EpollTimeout::try_from(sleep + Duration::from_millis(1)).unwrap_or(EpollTimeout::MAX)
+        }))
+    }
+
+    fn hear(&mut self, event: u64) {
+        let Some(floor) = &mut self.floor else { return };
+        match event.checked_sub(WATCHED) {
+            None => floor.mark(event as usize),
+            Some(token) => {
+                if let Ok(token) = u32::try_from(token) {
+                    self.service.wake(floor, token);
+                }
+            }
+        }
+    }
+}
+
+struct Worker {
+    bell: EventFd,
+    thread: JoinHandle<()>,
+}
+
+/// Where a service is.
+pub(in crate::kvm) struct Post<S> {
+    name: String,
+    inner: Arc<Mutex<Inner<S>>>,
+    worker: Mutex<Option<Worker>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A fault of this program ends the machine; until then nobody is to wait for it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<S: Service> Post<S> {
+    /// At rest.
+    pub(in crate::kvm) fn new(name: &str, service: S) -> Self {
+        Post {
+            name: name.into(),
+            inner: Arc::new(Mutex::new(Inner {
+                service,
+                floor: None,
+                left: Vec::new(),
+                stopping: false,
+            })),
+            worker: Mutex::new(None),
+        }
+    }
+
+    /// Its name, which is its thread's, too.
+    pub(in crate::kvm) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// To work: what [`super::Device::start`] asks for.
+    ///
+    /// # Errors
+    /// If the driver's rings cannot be, or the system refuses. The service rests then.
+    pub(in crate::kvm) fn start(&self, session: Session) -> Result<(), StartError> {
+        let mut worker = lock(&self.worker);
+        let bell = EventFd::new(EFD_NONBLOCK)?;
+        let (floor, kicks) = Floor::new(session, &bell)?;
+        let epoll = floor.epoll.clone();
+        lock(&self.inner).floor = Some(floor);
+        let inner = self.inner.clone();
+        let thread = std::thread::Builder::new()
+            .name(self.name.clone())
+            .spawn(move || {
+                work(&inner, &epoll);
+                drop(kicks);
+            });
+        match thread {
+            Ok(thread) => {
+                *worker = Some(Worker { bell, thread });
+                Ok(())
+            }
+            Err(error) => {
+                lock(&self.inner).floor = None;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// To rest: what [`super::Device::stop`] asks for.
+    pub(in crate::kvm) fn stop(&self) -> Vec<Left> {
+        let Some(worker) = lock(&self.worker).take() else {
+            return Vec::new();
+        };
+        lock(&self.inner).stopping = true;
+        // A full counter rings as well.
+        let _ = worker.bell.write(1);
+        let _ = worker.thread.join();
+        std::mem::take(&mut lock(&self.inner).left)
+    }
+
+    /// Ask something of the service, wherever it is; at work it has its floor. Afterwards it looks at what it was given.
+    pub(in crate::kvm) fn call<R>(&self, ask: impl FnOnce(&mut S, Option<&mut Floor>) -> R) -> R {
+        let worker = lock(&self.worker);
+        let answer = {
+            let mut inner = lock(&self.inner);
+            let Inner { service, floor, .. } = &mut *inner;
+            ask(service, floor.as_mut())
+        };
+        if let Some(worker) = &*worker {
+            let _ = worker.bell.write(1);
+        }
+        answer
+    }
+}
+
+impl<S> Drop for Post<S> {
+    fn drop(&mut self) {
+        let worker = self.worker.get_mut().unwrap_or_else(PoisonError::into_inner);
+        debug_assert!(worker.is_none(), "{} was not halted", self.name);
+    }
+}
+
+impl Floor {
+    /// The rings of a session, watched together with `bell`; and the kicks, which must stay open.
+    fn new(session: Session, bell: &EventFd) -> Result<(Self, Vec<File>), StartError> {
+        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from)?);
+        let watch = |descriptor: BorrowedFd<'_>, event| {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, event);
+            epoll.add(descriptor, event).map_err(io::Error::from)
+        };
+        watch(descriptor(bell), BELL)?;
+        let mut rings = Vec::with_capacity(session.queues.len());
+        let mut kicks = Vec::with_capacity(session.queues.len());
+        let mut taken = Vec::with_capacity(session.queues.len());
+        for (index, queue) in (0..).zip(session.queues) {
+            rings.push(queue.ring(&session.memory)?);
+            watch(queue.kick.as_fd(), index)?;
+            kicks.push(queue.kick);
+            taken.push(queue.taken);
+        }
+        let floor = Floor {
+            memory: session.memory,
+            // What the driver offered before is not kicked again.
+            ready: vec![true; rings.len()],
+            rings,
+            features: session.features,
+            alarm: session.alarm,
+            taken,
+            alarmed: false,
+            epoll,
+        };
+        Ok((floor, kicks))
+    }
+
+    fn look_for_broken_rings(&mut self) {
+        if !self.alarmed && self.rings.iter().any(Vring::broken) {
+            self.alarmed = true;
+            self.alarm.raise();
+        }
+    }
+}
+
+fn work<S: Service>(inner: &Mutex<Inner<S>>, epoll: &Epoll) {
+    let mut events = [EpollEvent::empty(); 16];
+    lock(inner).begin();
+    loop {
+        let Some(timeout) = lock(inner).round() else {
+            return;
+        };
+        let count = epoll.wait(&mut events, timeout).unwrap_or(0);
+        let mut inner = lock(inner);
+        for event in &events[..count] {
+            inner.hear(event.data());
+        }
     }
 }

@@ -1,0 +1,315 @@
+//! The block device: what [`virtio::block`] does, on a thread with the backend that it was given.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use model::disk::DiskStatus;
+use virtio::block::{
+    Block, BlockBackend, Completion, Finished, Geometry, Operation, QUEUE_SIZE, SECTOR, feature,
+};
+use virtio::chain::{Buffer, Chain};
+use virtio::memory::Memory;
+
+use super::worker::{Floor, Post, Service};
+use super::{Device, Left, Session, StartError};
+
+/// The device's type (virtio 1.2 §5).
+const DEVICE_ID: u16 = 2;
+/// Operations with the backend at once.
+const MAX_DEPTH: u32 = 1024;
+/// How long requests for which there was no space wait before they are tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// The backend's token.
+const BACKEND: u32 = 0;
+
+/// Where a disk's bytes are: a backend whose descriptor can be read (level-triggered) while something has ended.
+pub trait Storage: BlockBackend + AsFd + Send {}
+
+impl<T: BlockBackend + AsFd + Send> Storage for T {}
+
+impl BlockBackend for Box<dyn Storage> {
+    fn submit(
+        &mut self,
+        token: u32,
+        operation: Operation,
+        buffers: &[Buffer],
+        memory: &Arc<Memory>,
+        durable: bool,
+    ) {
+        (**self).submit(token, operation, buffers, memory, durable);
+    }
+
+    fn kick(&mut self) {
+        (**self).kick();
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) {
+        (**self).reap(done);
+    }
+
+    fn wait(&mut self) {
+        (**self).wait();
+    }
+}
+
+/// A disk of a machine.
+pub struct Disk {
+    /// Its name in the machine, unique among devices.
+    pub name: String,
+    /// Size, queues, serial number.
+    pub geometry: Geometry,
+    /// Its bytes.
+    pub storage: Box<dyn Storage>,
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk")
+            .field("name", &self.name)
+            .field("geometry", &self.geometry)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The device.
+pub(in crate::kvm) struct BlockDevice {
+    post: Post<Server>,
+    geometry: Geometry,
+    /// What the geometry's size is by now.
+    sectors: AtomicU64,
+}
+
+struct Server {
+    block: Block<Box<dyn Storage>>,
+    last_retry: Instant,
+    /// Rings that wait for room, as bits.
+    waiting: u64,
+    // Kept, so that requests allocate nothing.
+    chain: Chain,
+    finished: Vec<Finished>,
+}
+
+impl BlockDevice {
+    /// A device for this disk.
+    pub(in crate::kvm) fn new(disk: Disk) -> Self {
+        let Disk {
+            name,
+            geometry,
+            storage,
+        } = disk;
+        let depth = (u32::from(geometry.queues) * u32::from(QUEUE_SIZE)).min(MAX_DEPTH);
+        let server = Server {
+            block: Block::new(geometry.clone(), storage, depth),
+            last_retry: Instant::now(),
+            waiting: 0,
+            chain: Chain::new(),
+            finished: Vec::new(),
+        };
+        BlockDevice {
+            post: Post::new(&name, server),
+            sectors: AtomicU64::new(geometry.sectors),
+            geometry,
+        }
+    }
+
+    /// The storage has grown to this many bytes: the guest is told. False if that is no size for it.
+    pub(in crate::kvm) fn resize(&self, bytes: u64) -> bool {
+        let sectors = bytes / SECTOR;
+        if !bytes.is_multiple_of(SECTOR) || sectors < self.sectors.load(Ordering::SeqCst) {
+            return false;
+        }
+        self.post.call(|server, floor| {
+            server.block.resize(sectors);
+            self.sectors.store(sectors, Ordering::SeqCst);
+            if let Some(floor) = floor {
+                floor.alarm.changed();
+            }
+        });
+        true
+    }
+
+    /// What it did so far.
+    pub(in crate::kvm) fn status(&self) -> DiskStatus {
+        self.post.call(|server, floor| {
+            let counters = server.block.counters();
+            DiskStatus {
+                connected: floor.is_some(),
+                reads: counters.reads,
+                writes: counters.writes,
+                flushes: counters.flushes,
+                read_bytes: counters.read_bytes,
+                written_bytes: counters.written_bytes,
+                errors: counters.errors,
+                paused: (server.block.parked() > 0).then(|| "pool full".to_owned()),
+            }
+        })
+    }
+}
+
+impl Server {
+    /// Return what has ended, and look again at rings that wait for room.
+    fn collect(&mut self, floor: &mut Floor) {
+        self.block.reap(&mut self.finished);
+        self.deliver(floor);
+        if self.block.has_room() {
+            for index in 0..floor.rings.len() {
+                if self.waiting & 1 << index != 0 {
+                    floor.mark(index);
+                }
+            }
+            self.waiting = 0;
+        }
+    }
+
+    fn deliver(&mut self, floor: &mut Floor) {
+        let memory = floor.memory.clone();
+        let mut touched = 0u64;
+        for done in self.finished.drain(..) {
+            let ring = &mut floor.rings[usize::from(done.ring)];
+            touched |= 1 << done.ring;
+            if let Err(error) = ring.push_used(&memory, done.head, done.written) {
+                tracing::debug!(%error, "a guest's request cannot be returned");
+            }
+        }
+        for (index, ring) in floor.rings.iter_mut().enumerate() {
+            if touched & 1 << index != 0 {
+                ring.notify(&memory);
+            }
+        }
+    }
+
+    /// Chains that an earlier session took: carried out again, before all others.
+    fn take_again(&mut self, floor: &mut Floor) {
+        let memory = floor.memory.clone();
+        for (index, heads) in (0u16..).zip(std::mem::take(&mut floor.taken)) {
+            for head in heads {
+                let ring = &mut floor.rings[usize::from(index)];
+                if ring.load(&memory, head, &mut self.chain).is_err() {
+                    ring.break_ring();
+                    break;
+                }
+                while !self.block.has_room() {
+                    self.block.drain(None, &mut self.finished);
+                    self.deliver(floor);
+                }
+                self.block
+                    .start(index, &mut self.chain, &memory, &mut self.finished);
+            }
+        }
+        self.block.kick();
+    }
+}
+
+impl Service for Server {
+    fn begin(&mut self, floor: &mut Floor) {
+        self.block.set_write_through(floor.features & feature::FLUSH == 0);
+        if let Err(error) = floor.watch(self.block.backend().as_fd(), BACKEND) {
+            tracing::warn!(%error, "a disk's backend cannot be watched");
+            floor.alarm.raise();
+        }
+        self.take_again(floor);
+    }
+
+    fn serve(&mut self, floor: &mut Floor, index: usize) -> bool {
+        let memory = floor.memory.clone();
+        let ring = &mut floor.rings[index];
+        ring.disable_kicks(&memory);
+        let mut more = false;
+        loop {
+            if !self.block.has_room() {
+                more = true;
+                break;
+            }
+            match ring.pop(&memory, &mut self.chain) {
+                Ok(true) => {
+                    // Queues are far fewer than 65536.
+                    self.block
+                        .start(index as u16, &mut self.chain, &memory, &mut self.finished);
+                }
+                Ok(false) if ring.enable_kicks(&memory) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::debug!(ring = index, %error, "the guest broke its ring");
+                    break;
+                }
+            }
+        }
+        self.block.kick();
+        if more {
+            // The next completion makes room, perhaps one that comes at once.
+            self.waiting |= 1 << index;
+        }
+        self.collect(floor);
+        false
+    }
+
+    fn wake(&mut self, floor: &mut Floor, _: u32) {
+        self.collect(floor);
+    }
+
+    fn rest(&mut self, _: &mut Floor) -> Option<Duration> {
+        if self.block.parked() == 0 {
+            return None;
+        }
+        let waited = self.last_retry.elapsed();
+        if waited >= RETRY {
+            self.last_retry = Instant::now();
+            self.block.retry();
+            return Some(RETRY);
+        }
+        Some(RETRY - waited)
+    }
+
+    fn finish(&mut self, floor: &mut Floor) -> Vec<Vec<u16>> {
+        self.block.drain(None, &mut self.finished);
+        self.deliver(floor);
+        self.waiting = 0;
+        floor.unwatch(self.block.backend().as_fd());
+        let mut taken = vec![Vec::new(); floor.rings.len()];
+        for (ring, head) in self.block.give_up_parked() {
+            taken[usize::from(ring)].push(head);
+        }
+        taken
+    }
+}
+
+impl Device for BlockDevice {
+    fn name(&self) -> &str {
+        self.post.name()
+    }
+
+    fn id(&self) -> u16 {
+        DEVICE_ID
+    }
+
+    /// Mass storage, others: what firmware and drivers of no kind in particular leave alone.
+    fn class(&self) -> u32 {
+        0x01_8000
+    }
+
+    fn features(&self) -> u64 {
+        self.geometry.features()
+    }
+
+    fn queues(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; self.geometry.queues.into()]
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Geometry {
+            sectors: self.sectors.load(Ordering::SeqCst),
+            ..self.geometry.clone()
+        }
+        .config()
+    }
+
+    fn start(&self, session: Session) -> Result<(), StartError> {
+        self.post.start(session)
+    }
+
+    fn stop(&self) -> Vec<Left> {
+        self.post.stop()
+    }
+}
