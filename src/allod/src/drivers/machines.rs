@@ -211,7 +211,7 @@ impl Machines for MachinesDriver {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        for name in [vmm::qemu::child_name(id), config_drive_name(id)] {
+        for name in [vmm::child_name(id), config_drive_name(id)] {
             self.shared.launcher.remove_log(&name).map_err(failed)?;
         }
         self.shared.machines().remove(&id);

@@ -15,8 +15,9 @@ use model::disk::DiskTransport;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::owner::{Answer, ask};
+use super::owner::ask;
 use super::{Qmp, QmpError, command};
+use crate::fleet::Answer;
 use crate::{Accelerator, EngineError, PlannedDevice, PlannedDisk, PlannedNic};
 
 /// Guests that are still booting miss the request: it is repeated after this long.

@@ -2,21 +2,19 @@
 
 use std::future::pending;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::machine::{MachineEvent, StopMode};
+use model::machine::StopMode;
 use process::child::{Process, Task};
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use super::hotplug::{self, Unplugging};
-use super::{Event, Handle, Qmp, QmpError, Shared, child_name, exit_record, how_it_ended, qmp_path};
-use crate::{End, EngineError, Plan, PlannedDevice};
+use super::{Event, Qmp, QmpError, Shared, qmp_path};
+use crate::fleet::{self, Answer, Command, Life, Seat};
+use crate::{End, EngineError, Plan};
 
 /// How long QEMU may take until its monitor answers: it waits for the switch meanwhile.
 const START: Duration = Duration::from_secs(60);
@@ -31,36 +29,9 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// The kernel's time to take a killed process apart.
 const DIE: Duration = Duration::from_secs(30);
 
-/// Where the caller waits.
-pub(super) type Answer = oneshot::Sender<Result<(), EngineError>>;
-
-/// What callers ask of an owner.
-pub(super) enum Command {
-    Stop(StopMode, Answer),
-    Reset(Answer),
-    Pause(Answer),
-    Resume(Answer),
-    Plug(PlannedDevice, Answer),
-    Unplug(String, Answer),
-    Resize(String, u64, Answer),
-}
-
-/// A machine's state; see the drawing at the top of the module above.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Life {
-    Starting,
-    Running,
-    Paused,
-    Stopping,
-    Ended,
-}
-
 pub(super) struct Owner {
     shared: Arc<Shared>,
-    id: Uuid,
-    folder: PathBuf,
-    commands: mpsc::Receiver<Command>,
-    life: watch::Sender<Life>,
+    seat: Seat,
     /// Callers of `stop`, who wait for the end.
     stopping: Vec<Answer>,
     /// Devices that guests were asked to let go of.
@@ -95,39 +66,27 @@ struct Press {
 }
 
 impl Owner {
-    pub(super) fn new(shared: Arc<Shared>, id: Uuid, folder: PathBuf) -> (Self, Handle) {
-        let (commands, receiver) = mpsc::channel(16);
-        let (life, watcher) = watch::channel(Life::Starting);
-        let owner = Owner {
+    pub(super) fn new(shared: Arc<Shared>, seat: Seat) -> Self {
+        Owner {
             shared,
-            id,
-            folder,
-            commands: receiver,
-            life,
+            seat,
             stopping: Vec::new(),
             unplugging: Vec::new(),
-        };
-        (
-            owner,
-            Handle {
-                commands,
-                life: watcher,
-            },
-        )
+        }
     }
 
     /// The life of a machine from its start.
     pub(super) async fn start(mut self, plan: Plan, started: Answer) {
         match self.bring_up(plan).await {
             Ok((task, end, qmp)) => {
-                info!(server = %self.id, pid = task.pid(), "guest started");
-                self.life.send_replace(Life::Running);
+                info!(server = %self.seat.id, pid = task.pid(), "guest started");
+                self.seat.become_(Life::Running);
                 let _ = started.send(Ok(()));
                 self.look_after(task, end, Some(qmp)).await;
             }
             Err(error) => {
-                warn!(server = %self.id, %error, "guest did not start");
-                self.leave().await;
+                warn!(server = %self.seat.id, %error, "guest did not start");
+                self.seat.leave().await;
                 let _ = started.send(Err(error));
             }
         }
@@ -144,19 +103,19 @@ impl Owner {
                 let qmp = self
                     .connect(OBEY)
                     .await
-                    .inspect_err(|error| warn!(server = %self.id, %error, "no monitor"));
+                    .inspect_err(|error| warn!(server = %self.seat.id, %error, "no monitor"));
                 let mut qmp = qmp.ok();
                 let paused = match &mut qmp {
                     Some(qmp) => is_paused(qmp).await.unwrap_or(false),
                     None => false,
                 };
-                self.life
-                    .send_replace(if paused { Life::Paused } else { Life::Running });
+                self.seat
+                    .become_(if paused { Life::Paused } else { Life::Running });
                 self.look_after(task, end, qmp).await;
             }
             Err(error) => {
-                warn!(server = %self.id, %error, "guest cannot be adopted");
-                self.leave().await;
+                warn!(server = %self.seat.id, %error, "guest cannot be adopted");
+                self.seat.leave().await;
             }
         }
     }
@@ -173,10 +132,10 @@ impl Owner {
             qmp = self.connect(START) => match qmp {
                 Ok(qmp) => Ok(qmp),
                 // A QEMU that gives up closes its monitor before it ends, and then says why.
-                Err(_) if timeout(GIVE_UP, end.reached()).await.is_ok() => Err(EngineError::EndedAtStart(self.last_words())),
+                Err(_) if timeout(GIVE_UP, end.reached()).await.is_ok() => Err(EngineError::EndedAtStart(fleet::last_words(&self.seat.folder))),
                 Err(error) => Err(error.into()),
             },
-            _ = end.reached() => Err(EngineError::EndedAtStart(self.last_words())),
+            _ = end.reached() => Err(EngineError::EndedAtStart(fleet::last_words(&self.seat.folder))),
         };
         match outcome {
             Ok(qmp) => Ok((task, end, qmp)),
@@ -187,18 +146,8 @@ impl Owner {
         }
     }
 
-    fn last_words(&self) -> String {
-        let record = exit_record(&self.folder).unwrap_or_default();
-        let how = match (record.status, record.signal) {
-            (Some(status), _) => format!("exit status {status}"),
-            (_, Some(signal)) => format!("signal {signal}"),
-            _ => "killed".into(),
-        };
-        format!("{how}: {}", record.message)
-    }
-
     async fn connect(&self, within: Duration) -> Result<Qmp, QmpError> {
-        let stream = process::control::connect(&qmp_path(&self.folder))?;
+        let stream = process::control::connect(&qmp_path(&self.seat.folder))?;
         stream.set_nonblocking(true)?;
         let stream = tokio::net::UnixStream::from_std(stream)?;
         timeout(within, Qmp::new(stream))
@@ -220,7 +169,7 @@ impl Owner {
                     Ok(event) => self.follow(event),
                     Err(error) => {
                         // At its end QEMU closes the monitor first; then `end` comes next.
-                        info!(server = %self.id, %error, "monitor lost");
+                        info!(server = %self.seat.id, %error, "monitor lost");
                         qmp = None;
                         reconnect = Instant::now() + RECONNECT;
                     }
@@ -231,7 +180,7 @@ impl Owner {
                 }
                 () = async { match button { Some(at) => sleep_until(at).await, None => pending().await } } => {
                     if press.as_ref().is_some_and(|p| p.plug <= Instant::now()) {
-                        info!(server = %self.id, "guest ignored its power button; the plug is pulled");
+                        info!(server = %self.seat.id, "guest ignored its power button; the plug is pulled");
                         press = None;
                         self.pull_plug(&task);
                     } else if let Some(p) = &mut press {
@@ -242,7 +191,7 @@ impl Owner {
                 () = async { match due { Some(at) => sleep_until(at).await, None => pending().await } } => {
                     hotplug::ask_again(&mut self.unplugging, &mut qmp).await;
                 }
-                command = self.commands.recv() => match command {
+                command = self.seat.commands.recv() => match command {
                     Some(command) => self.obey(command, &task, &mut qmp, &mut press).await,
                     // The engine is gone: let the guest run, the next daemon adopts it.
                     None => return,
@@ -254,10 +203,9 @@ impl Owner {
     }
 
     fn follow(&self, event: Event) {
-        let life = *self.life.borrow();
-        match (event, life) {
-            (Event::Stop, Life::Running) => drop(self.life.send_replace(Life::Paused)),
-            (Event::Resume, Life::Paused) => drop(self.life.send_replace(Life::Running)),
+        match event {
+            Event::Stop => self.seat.went(Life::Running, Life::Paused),
+            Event::Resume => self.seat.went(Life::Paused, Life::Running),
             _ => {}
         }
     }
@@ -272,8 +220,8 @@ impl Owner {
         match command {
             Command::Stop(mode, answer) => {
                 self.stopping.push(answer);
-                let paused = *self.life.borrow() == Life::Paused;
-                self.life.send_replace(Life::Stopping);
+                let paused = self.seat.life() == Life::Paused;
+                self.seat.become_(Life::Stopping);
                 match mode {
                     // A guest that stands still sees no button.
                     StopMode::Graceful(patience) if !paused => {
@@ -298,13 +246,13 @@ impl Owner {
             Command::Reset(answer) => drop(answer.send(obey(qmp, "system_reset").await)),
             Command::Pause(answer) => {
                 let result = obey(qmp, "stop").await;
-                if result.is_ok() && *self.life.borrow() == Life::Running {
-                    self.life.send_replace(Life::Paused);
+                if result.is_ok() {
+                    self.seat.went(Life::Running, Life::Paused);
                 }
                 drop(answer.send(result));
             }
             Command::Plug(device, answer) => {
-                let seen = self.shared.sockets_seen(&self.folder);
+                let seen = self.shared.sockets_seen(&self.seat.folder);
                 let result = hotplug::plug(qmp, self.shared.accelerator, &seen, &device).await;
                 drop(answer.send(result));
             }
@@ -317,8 +265,8 @@ impl Owner {
             }
             Command::Resume(answer) => {
                 let result = obey(qmp, "cont").await;
-                if result.is_ok() && *self.life.borrow() == Life::Paused {
-                    self.life.send_replace(Life::Running);
+                if result.is_ok() {
+                    self.seat.went(Life::Paused, Life::Running);
                 }
                 drop(answer.send(result));
             }
@@ -327,7 +275,7 @@ impl Owner {
 
     fn pull_plug(&self, task: &Running) {
         if let Err(error) = task.kill() {
-            warn!(server = %self.id, %error, "guest cannot be killed");
+            warn!(server = %self.seat.id, %error, "guest cannot be killed");
         }
     }
 
@@ -343,48 +291,13 @@ impl Owner {
     async fn conclude(mut self, task: Running) {
         // Reaps it, if it is this process's child.
         if let Err(error) = task.task.wait(Some(Duration::ZERO)) {
-            warn!(server = %self.id, %error, "waiting for an ended guest");
+            warn!(server = %self.seat.id, %error, "waiting for an ended guest");
         }
-        let asked = !self.stopping.is_empty();
-        let state = how_it_ended(&self.folder, asked);
-        info!(server = %self.id, ?state, asked, "guest ended");
         // What does not run has no devices.
         for unplugging in self.unplugging.drain(..) {
             unplugging.done();
         }
-        self.leave().await;
-        for answer in self.stopping.drain(..) {
-            let _ = answer.send(Ok(()));
-        }
-        if !asked {
-            let _ = self.shared.events.send(MachineEvent { id: self.id, state });
-        }
-    }
-
-    /// Strike the machine off.
-    async fn leave(&mut self) {
-        let shared = self.shared.clone();
-        let name = child_name(self.id);
-        let forgotten = tokio::task::spawn_blocking(move || shared.launcher.forget(&name)).await;
-        if let Ok(Err(error)) = forgotten {
-            warn!(server = %self.id, %error, "runtime file of an ended guest");
-        }
-        self.shared.machines().remove(&self.id);
-        self.life.send_replace(Life::Ended);
-        // Whoever asked for a stop after the end has what he wanted; all else is refused.
-        self.commands.close();
-        while let Ok(command) = self.commands.try_recv() {
-            match command {
-                Command::Stop(_, answer) | Command::Unplug(_, answer) => drop(answer.send(Ok(()))),
-                Command::Reset(answer)
-                | Command::Pause(answer)
-                | Command::Resume(answer)
-                | Command::Plug(_, answer)
-                | Command::Resize(_, _, answer) => {
-                    drop(answer.send(Err(EngineError::NotRunning)));
-                }
-            }
-        }
+        self.seat.conclude(self.stopping).await;
     }
 }
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::command::QMP_DESCRIPTOR;
 use crate::console::{Bucket, Log};
+use crate::fleet::ExitRecord;
 
 /// The supervisor's kind: its argument on the command line.
 pub const KIND: &str = "guest";
@@ -32,17 +33,6 @@ pub(super) struct Spec {
 
 /// Names of the descriptors that it is given: QMP's listening socket, the two files of the console log, the exit record.
 pub(super) const DESCRIPTORS: [&str; 4] = ["qmp", "console0", "console1", "exit"];
-
-/// How QEMU ended.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ExitRecord {
-    /// Its exit status; 0: the guest shut down, or QEMU was told to quit.
-    pub status: Option<i32>,
-    /// The signal that ended it.
-    pub signal: Option<i32>,
-    /// The end of what it wrote to standard error.
-    pub message: String,
-}
 
 /// So much of QEMU's standard error is kept.
 const MAX_MESSAGE: usize = 4096;
