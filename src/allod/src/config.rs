@@ -123,6 +123,8 @@ pub struct Compute {
     pub engine: Engine,
     /// QEMU's accelerator; the choice is never left to QEMU.
     pub qemu_accel: QemuAccel,
+    /// The kvm engine's guests get their memory as huge pages, which the host must have reserved.
+    pub huge_pages: bool,
     /// The program of the `qemu` engine.
     pub qemu: PathBuf,
     /// Where the children run.
@@ -150,6 +152,7 @@ impl Default for Compute {
         Compute {
             engine: Engine::Auto,
             qemu_accel: QemuAccel::Auto,
+            huge_pages: false,
             qemu: "/usr/bin/qemu-system-x86_64".into(),
             isolation: Isolation::Process,
             graceful_stop_seconds: 60,

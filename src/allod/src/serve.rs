@@ -157,6 +157,9 @@ pub fn node_options(config: &Config) -> Options {
             config::QemuAccel::Kvm => Some(Accelerator::Kvm),
         },
         qemu: config.compute.qemu.clone(),
+        machines: vmm::kvm::engine::Options {
+            huge_pages: config.compute.huge_pages,
+        },
         first_uid: config.compute.uid_base,
         enforcement: Enforcement::default(),
         masquerade: config.network.masquerade,

@@ -39,4 +39,9 @@ pub const STEPS: &[Step] = &[
         name: "secret",
         sql: crate::secret::SCHEMA,
     },
+    Step {
+        number: 8,
+        name: "compute: what servers start with",
+        sql: crate::compute::SCHEMA_BOOT,
+    },
 ];

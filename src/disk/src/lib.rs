@@ -3,6 +3,7 @@
 //! - [`pool`]: where volumes and images have their bytes; used by the daemon.
 //! - [`backup`]: whole copies of volumes in a folder of their own; used by the daemon.
 //! - [`run`]: the body of `allod disk`, which serves one volume to one guest.
+//! - [`open`]: a volume as the backend of a device in a guest's own monitor.
 //! - [`convert`]: the body of the child that turns uploads into images.
 //! - [`config_drive`]: the small volume that tells a guest who it is.
 
@@ -14,5 +15,5 @@ mod nbd;
 pub mod pool;
 mod serve;
 
-pub use io::EngineKind;
-pub use serve::{ServeError, run, run_with};
+pub use io::{Engine, EngineKind};
+pub use serve::{ServeError, open, run, run_with};

@@ -40,8 +40,6 @@ use virtio::{
 
 use crate::io::{Engine, EngineKind};
 
-/// Operations with the kernel at once.
-const MAX_DEPTH: u32 = 1024;
 /// Rings of a device.
 const MAX_QUEUES: u16 = 16;
 /// Control connections at once: the daemon's, and that of its successor while it takes over.
@@ -99,6 +97,36 @@ pub fn run_with(
     Server::new(spec, File::from(file), vhost.into(), control.into(), engine)?.serve()
 }
 
+/// A volume's file as the backend of a device, with the device's geometry: for whoever owns the volume and serves it, here or in
+/// a guest's own monitor.
+///
+/// # Errors
+/// If the specification does not fit the file, or the file cannot be used.
+pub fn open(spec: &DiskSpec, file: File, kind: EngineKind) -> Result<(Geometry, Engine), ServeError> {
+    if spec.queues == 0 || spec.queues > MAX_QUEUES || !spec.size.is_multiple_of(SECTOR) {
+        return Err(ServeError::Spec(spec.clone()));
+    }
+    let has = file.metadata()?.len();
+    if has < spec.size {
+        return Err(ServeError::Short {
+            has,
+            asked: spec.size,
+        });
+    }
+    if !spec.read_only {
+        await_predecessor(&file, has)?;
+    }
+    let geometry = Geometry {
+        sectors: spec.size / SECTOR,
+        read_only: spec.read_only,
+        queues: spec.queues,
+        serial: serial(spec),
+    };
+    let engine = Engine::new(file, geometry.depth(), spec.direct, kind)?;
+    info!(volume = %spec.id, engine = engine.name(), direct = engine.is_direct(), "serving");
+    Ok((geometry, engine))
+}
+
 struct Server {
     epoll: Epoll,
     spec: DiskSpec,
@@ -126,28 +154,8 @@ impl Server {
         control_listener: UnixListener,
         engine: EngineKind,
     ) -> Result<Self, ServeError> {
-        if spec.queues == 0 || spec.queues > MAX_QUEUES || !spec.size.is_multiple_of(SECTOR) {
-            return Err(ServeError::Spec(spec));
-        }
-        let has = file.metadata()?.len();
-        if has < spec.size {
-            return Err(ServeError::Short {
-                has,
-                asked: spec.size,
-            });
-        }
-        if !spec.read_only {
-            await_predecessor(&file, has)?;
-        }
-        let depth = (u32::from(spec.queues) * u32::from(QUEUE_SIZE)).min(MAX_DEPTH);
-        let engine = Engine::new(file.try_clone()?, depth, spec.direct, engine)?;
-        info!(volume = %spec.id, engine = engine.name(), direct = engine.is_direct(), "serving");
-        let geometry = Geometry {
-            sectors: spec.size / SECTOR,
-            read_only: spec.read_only,
-            queues: spec.queues,
-            serial: serial(&spec),
-        };
+        let (geometry, engine) = open(&spec, file.try_clone()?, engine)?;
+        let depth = geometry.depth();
         listener.set_nonblocking(true)?;
         control_listener.set_nonblocking(true)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;

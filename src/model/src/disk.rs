@@ -24,6 +24,8 @@ pub enum DiskTransport {
     /// vhost-user-blk: the owner reads and writes the guest's memory.
     #[default]
     VhostUser,
+    /// The engine is the owner itself: it gets the volume's file.
+    Embedded,
     /// NBD: the engine copies. For software CPUs, which must see every write to memory that holds code.
     Nbd,
 }

@@ -19,12 +19,35 @@ pub struct Machine {
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// What it starts with.
+    #[serde(default)]
+    pub boot: Boot,
     /// Disks in boot order: the first one is booted.
     pub disks: Vec<MachineDisk>,
     /// Network interfaces in the guest's order.
     pub nics: Vec<MachineNic>,
     /// Files of the config drive (path → content), in a small FAT volume labelled `config-2`; empty: none.
     pub config_drive: Vec<ConfigDriveFile>,
+}
+
+/// What a machine starts with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boot {
+    /// A PC's firmware, which reads the first disk's boot sector.
+    #[default]
+    Bios,
+    /// UEFI firmware.
+    Uefi,
+    /// A kernel, without firmware (Glance's image properties `kernel_id`, `ramdisk_id` and `os_command_line`).
+    Kernel {
+        /// The image of the kernel.
+        kernel: Uuid,
+        /// The image of the initial RAM disk.
+        ramdisk: Option<Uuid>,
+        /// The kernel's command line.
+        command_line: String,
+    },
 }
 
 /// A disk of a machine.

@@ -37,12 +37,7 @@ pub struct Choice {
 
 /// Choose: `None` is automatic, which is hardware exactly where `/proc/cpuinfo` (its text is given) shows `vmx` or `svm`.
 /// (`/dev/kvm` alone says nothing: it can be there without virtualisation behind it.)
-pub fn choose(
-    engine: Option<EngineKind>,
-    accelerator: Option<Accelerator>,
-    cpuinfo: &str,
-    kvm_engine_is_built: bool,
-) -> Choice {
+pub fn choose(engine: Option<EngineKind>, accelerator: Option<Accelerator>, cpuinfo: &str) -> Choice {
     let flag = cpuinfo
         .lines()
         .filter(|line| line.starts_with("flags"))
@@ -59,7 +54,7 @@ pub fn choose(
     let accelerator = accelerator.unwrap_or(automatic);
     let (engine, reason) = match engine {
         Some(engine) => (engine, "the configuration names it".to_owned()),
-        None if flag.is_some() && kvm_engine_is_built => (EngineKind::Kvm, seen),
+        None if flag.is_some() => (EngineKind::Kvm, seen),
         None => (EngineKind::Qemu, seen),
     };
     Choice {
@@ -83,21 +78,20 @@ mod tests {
         let plain = "processor\t: 0\nflags\t\t: fpu vme svm_lock\nbugs\t: vmx\n";
         let vmx = "flags\t\t: fpu vmx sse\n";
         let svm = "flags\t\t: fpu svm\n";
-        for (cpuinfo, built, engine, accelerator) in [
-            (plain, true, EngineKind::Qemu, Accelerator::Tcg),
-            (vmx, true, EngineKind::Kvm, Accelerator::Kvm),
-            (svm, true, EngineKind::Kvm, Accelerator::Kvm),
-            (vmx, false, EngineKind::Qemu, Accelerator::Kvm),
-            ("", false, EngineKind::Qemu, Accelerator::Tcg),
+        for (cpuinfo, engine, accelerator) in [
+            (plain, EngineKind::Qemu, Accelerator::Tcg),
+            (vmx, EngineKind::Kvm, Accelerator::Kvm),
+            (svm, EngineKind::Kvm, Accelerator::Kvm),
+            ("", EngineKind::Qemu, Accelerator::Tcg),
         ] {
-            let choice = choose(None, None, cpuinfo, built);
+            let choice = choose(None, None, cpuinfo);
             assert_eq!(
                 (choice.engine, choice.accelerator),
                 (engine, accelerator),
                 "{cpuinfo}"
             );
         }
-        let named = choose(Some(EngineKind::Qemu), Some(Accelerator::Tcg), vmx, true);
+        let named = choose(Some(EngineKind::Qemu), Some(Accelerator::Tcg), vmx);
         assert_eq!(
             (named.engine, named.accelerator),
             (EngineKind::Qemu, Accelerator::Tcg)

@@ -1,17 +1,19 @@
 //! What an engine does.
 
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use model::disk::DiskTransport;
+use model::disk::{DiskSpec, DiskTransport};
 use model::machine::{MachineEvent, PowerState, StopMode};
 use model::net::MacAddr;
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
-/// A machine with all sockets that lead to its disks and networks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A machine with all that leads to its disks and networks.
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// The server's id.
     pub id: Uuid,
@@ -21,6 +23,8 @@ pub struct Plan {
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// What it starts with.
+    pub boot: PlannedBoot,
     /// Disks in boot order.
     pub disks: Vec<PlannedDisk>,
     /// Network interfaces in order.
@@ -37,15 +41,46 @@ impl Plan {
     }
 }
 
-/// A disk: the socket of its owner in [`Plan::sockets`], which speaks [`Engine::disk_transport`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a machine starts with.
+#[derive(Debug, Clone, Default)]
+pub enum PlannedBoot {
+    /// A PC's firmware.
+    #[default]
+    Bios,
+    /// UEFI firmware.
+    Uefi,
+    /// A kernel.
+    Kernel {
+        /// The kernel's file.
+        image: Arc<File>,
+        /// The initial RAM disk's file.
+        initrd: Option<Arc<File>>,
+        /// The command line.
+        command_line: String,
+    },
+}
+
+/// A disk, reached as [`Engine::disk_transport`] says: at the socket of its owner in [`Plan::sockets`], or, where the engine
+/// is the owner, by its file.
+#[derive(Debug, Clone)]
 pub struct PlannedDisk {
-    /// The socket's file name.
+    /// The socket's file name, by which the disk is known even where there is no socket.
     pub socket: String,
     /// Request queues.
     pub queues: u16,
     /// What the guest reads as the disk's serial number: at most 20 characters.
     pub serial: String,
+    /// The volume, where the engine is its owner.
+    pub embedded: Option<Embedded>,
+}
+
+/// A volume for an engine that is its owner.
+#[derive(Debug, Clone)]
+pub struct Embedded {
+    /// What is to be served.
+    pub spec: DiskSpec,
+    /// The volume's file.
+    pub file: Arc<File>,
 }
 
 /// A network interface: a vhost-user-net socket in [`Plan::sockets`].
@@ -60,7 +95,7 @@ pub struct PlannedNic {
 }
 
 /// A device that comes at run time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum PlannedDevice {
     /// A disk.
     Disk(PlannedDisk),
@@ -93,6 +128,17 @@ pub enum EngineError {
     /// The monitor's connection failed.
     #[error("the guest's monitor: {0}")]
     Monitor(#[from] crate::qemu::QmpError),
+    /// The machine's control socket.
+    #[error("the guest's monitor: {0}")]
+    Control(#[from] process::control::Error),
+    /// This engine has no such ability.
+    #[error("the {engine} engine cannot {what}")]
+    Unsupported {
+        /// The engine's name.
+        engine: &'static str,
+        /// What was asked for, and what to do instead.
+        what: &'static str,
+    },
     /// The guest keeps a device that is to be taken from it.
     #[error("the guest does not let go of the device {0}: its system may still be starting, or use it")]
     Kept(String),
@@ -117,8 +163,8 @@ pub enum EngineError {
 pub trait Engine: Send + Sync {
     /// `kvm` or `qemu`.
     fn name(&self) -> &'static str;
-    /// How its guests reach their disks.
-    fn disk_transport(&self) -> DiskTransport;
+    /// How a guest reaches its disks: the one of this id if it runs, and one that is to be started.
+    fn disk_transport(&self, id: Uuid) -> DiskTransport;
     /// Start a machine and wait until its vCPUs run. Running already: nothing happens.
     async fn start(&self, plan: &Plan) -> Result<(), EngineError>;
     /// Stop a machine and wait until its processes are gone. Not running: nothing happens.

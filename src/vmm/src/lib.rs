@@ -7,6 +7,7 @@ mod choice;
 pub mod console;
 mod end;
 mod engine;
+mod engines;
 mod fleet;
 pub mod kvm;
 pub mod qemu;
@@ -14,5 +15,6 @@ pub mod tap;
 
 pub use choice::{Accelerator, Choice, EngineKind, choose, cpuinfo};
 pub use end::End;
-pub use engine::{Engine, EngineError, Plan, PlannedDevice, PlannedDisk, PlannedNic};
+pub use engine::{Embedded, Engine, EngineError, Plan, PlannedBoot, PlannedDevice, PlannedDisk, PlannedNic};
+pub use engines::Engines;
 pub use fleet::child_name;

@@ -89,6 +89,7 @@ impl Guest {
 
 fn spec(command: &str) -> Spec {
     Spec {
+        kvm: None,
         vcpus: 1,
         memory_mib: 16,
         huge_pages: false,

@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use vmm::qemu::QemuEngine;
-use vmm::{Accelerator, Engine, EngineError, Plan, PlannedDisk, console};
+use vmm::{Accelerator, Engine, EngineError, Plan, PlannedBoot, PlannedDisk, console};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -137,10 +137,12 @@ impl Bench {
             name: "test".into(),
             vcpus: 1,
             memory_mib: 64,
+            boot: PlannedBoot::Bios,
             disks: vec![PlannedDisk {
                 socket: "disk0".into(),
                 queues: 1,
                 serial: "disk-1".into(),
+                embedded: None,
             }],
             nics: Vec::new(),
             folder: self.folder.path().join("machine"),
@@ -341,6 +343,7 @@ async fn a_qemu_that_cannot_start_says_why() {
     let bench = bench(Isolation::Process, &boot_sector("", HALT)).await;
     let plan = Plan {
         memory_mib: 0,
+        boot: PlannedBoot::Bios,
         ..bench.plan()
     };
     let error = bench.engine.start(&plan).await.unwrap_err().to_string();

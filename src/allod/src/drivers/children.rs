@@ -14,6 +14,8 @@ pub const SWITCH: &str = "switch";
 pub const DISK: &str = "disk";
 /// `allod convert`.
 pub const CONVERT: &str = "convert";
+/// `allod vmm`: a guest on the embedded monitor.
+pub const VMM: &str = vmm::kvm::engine::child::KIND;
 /// `allod guest`: QEMU's supervisor.
 pub const GUEST: &str = vmm::qemu::KIND;
 
@@ -24,6 +26,7 @@ pub fn child_main(kind: &str) -> Option<ExitCode> {
         SWITCH => switch,
         DISK => disk,
         CONVERT => convert,
+        VMM => guest,
         GUEST => vmm::qemu::supervise,
         _ => return None,
     };
@@ -60,6 +63,15 @@ pub fn disk(mut start: Start) -> Result<(), String> {
     let control: OwnedFd = start.take("control").map_err(text)?;
     start.ready().map_err(text)?;
     disk::run(spec, file, vhost, control).map_err(text)
+}
+
+/// A guest on the embedded monitor, which owns the guest's disks.
+pub fn guest(start: Start) -> Result<(), String> {
+    vmm::kvm::engine::child::run(start, |spec, file| {
+        let opened = disk::open(spec, file.into(), disk::EngineKind::Best);
+        let (geometry, engine) = opened.map_err(text)?;
+        Ok((geometry, Box::new(engine)))
+    })
 }
 
 /// What a conversion comes to.

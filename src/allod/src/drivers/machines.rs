@@ -18,14 +18,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cloud::driver::{Capacity, DriverError, Machines};
-use model::disk::DiskSpec;
-use model::machine::{Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
+use cloud::driver::{Capacity, Disks, DriverError, Machines};
+use model::disk::{DiskSpec, DiskTransport};
+use model::machine::{Boot, Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
 use process::child::Launcher;
 use tokio::sync::broadcast;
 use tracing::{error, info, warn};
 use uuid::Uuid;
-use vmm::{Engine, Plan, PlannedDevice, PlannedDisk, PlannedNic, console};
+use vmm::{Embedded, Engine, Plan, PlannedBoot, PlannedDevice, PlannedDisk, PlannedNic, console};
 
 use super::disks::DisksDriver;
 use super::failed;
@@ -256,9 +256,11 @@ impl Machines for MachinesDriver {
         };
         let parts = shared.parts(machine);
         let parts = parts.lock().await;
-        let Some((_, owner)) = parts.owners.iter().find(|(id, _)| *id == volume) else {
+        let owner = parts.owners.iter().find(|(id, _)| *id == volume);
+        // Without an owner it is the engine that serves the volume, if anything does.
+        if owner.is_none() && !shared.runs(machine) {
             return Ok(());
-        };
+        }
         shared.describe(machine, |machine| {
             for disk in &mut machine.disks {
                 if disk.volume == volume {
@@ -266,7 +268,9 @@ impl Machines for MachinesDriver {
                 }
             }
         })?;
-        owner.resize(size).await?;
+        if let Some((_, owner)) = owner {
+            owner.resize(size).await?;
+        }
         if !shared.runs(machine) {
             return Ok(());
         }
@@ -382,8 +386,8 @@ impl Shared {
     ) -> Result<(), DriverError> {
         let disk = self.disks_of(machine).into_iter().find(|(id, _)| *id == volume);
         let (_, disk) = disk.ok_or_else(|| failed("a disk that is not written down"))?;
-        let planned = planned(&disk);
-        if !parts.owners.iter().any(|(id, _)| *id == volume) {
+        let planned = planned(&disk)?;
+        if planned.embedded.is_none() && !parts.owners.iter().any(|(id, _)| *id == volume) {
             let owner = Owner::keep(self.launcher.clone(), disk).await?;
             parts.owners.push((volume, owner));
         }
@@ -466,10 +470,12 @@ impl Shared {
         let disks = self.disks_of(machine);
         let mut planned_disks = Vec::new();
         for (id, disk) in disks {
-            planned_disks.push(planned(&disk));
-            parts
-                .owners
-                .push((id, Owner::keep(self.launcher.clone(), disk).await?));
+            let planned = planned(&disk)?;
+            if planned.embedded.is_none() {
+                let owner = Owner::keep(self.launcher.clone(), disk).await?;
+                parts.owners.push((id, owner));
+            }
+            planned_disks.push(planned);
         }
         let mut nics = Vec::new();
         for nic in &machine.nics {
@@ -487,11 +493,35 @@ impl Shared {
             name: machine.name.clone(),
             vcpus: machine.vcpus,
             memory_mib: machine.memory_mib,
+            boot: self.boot(&machine.boot)?,
             disks: planned_disks,
             nics,
             folder,
         };
         self.engine.start(&plan).await.map_err(failed)
+    }
+
+    /// What a machine starts with, opened.
+    fn boot(&self, boot: &Boot) -> Result<PlannedBoot, DriverError> {
+        let open = |image: Uuid| {
+            let opened = File::open(self.disks.image_path(image));
+            let opened =
+                opened.map_err(|error| failed(format!("the image {image} to boot from: {error}")))?;
+            Ok::<_, DriverError>(Arc::new(opened))
+        };
+        Ok(match boot {
+            Boot::Bios => PlannedBoot::Bios,
+            Boot::Uefi => PlannedBoot::Uefi,
+            Boot::Kernel {
+                kernel,
+                ramdisk,
+                command_line,
+            } => PlannedBoot::Kernel {
+                image: open(*kernel)?,
+                initrd: ramdisk.map(open).transpose()?,
+                command_line: command_line.clone(),
+            },
+        })
     }
 
     /// What an earlier daemon left of a machine: the parts of one that runs; of others nothing is to be left.
@@ -509,7 +539,8 @@ impl Shared {
     async fn adopt_parts(&self, machine: &Machine, parts: &mut Parts) -> Result<(), DriverError> {
         let mut adopted = Ok(());
         for (id, disk) in self.disks_of(machine) {
-            if parts.owners.iter().any(|(other, _)| *other == id) {
+            let owned = parts.owners.iter().any(|(other, _)| *other == id);
+            if owned || disk.spec.transport == DiskTransport::Embedded {
                 continue;
             }
             match Owner::keep(self.launcher.clone(), disk).await {
@@ -532,6 +563,7 @@ impl Shared {
     fn disks_of(&self, machine: &Machine) -> Vec<(Uuid, Disk)> {
         let folder = self.folder(machine.id);
         let queues = u16::try_from(machine.vcpus.clamp(1, MAX_QUEUES)).unwrap_or(1);
+        let transport = self.engine.disk_transport(machine.id);
         let mut disks = Vec::new();
         for disk in &machine.disks {
             let (pool, volume, read_only) = (self.disks.clone(), disk.volume, disk.read_only);
@@ -544,7 +576,7 @@ impl Shared {
                     read_only,
                     queues,
                     direct: self.disks.direct(),
-                    transport: self.engine.disk_transport(),
+                    transport,
                 },
                 open: Arc::new(move || pool.open_volume(volume, read_only)),
                 control: folder.join(format!("{socket}.control")),
@@ -564,7 +596,7 @@ impl Shared {
                     read_only: true,
                     queues: 1,
                     direct: false,
-                    transport: self.engine.disk_transport(),
+                    transport,
                 },
                 open: Arc::new(move || File::open(&path).map_err(failed)),
                 socket: folder.join("sockets").join("config"),
@@ -635,12 +667,22 @@ fn nic_socket(folder: &Path, port: Uuid) -> PathBuf {
     folder.join("sockets").join(format!("net-{}", short(port)))
 }
 
-fn planned(disk: &Disk) -> PlannedDisk {
-    PlannedDisk {
+/// The disk as the engine needs it: with its file, where the engine is its owner.
+fn planned(disk: &Disk) -> Result<PlannedDisk, DriverError> {
+    let embedded = match disk.spec.transport {
+        DiskTransport::VhostUser | DiskTransport::Nbd => None,
+        DiskTransport::Embedded => {
+            let (spec, file) = disk.opened()?;
+            let file = Arc::new(file);
+            Some(Embedded { spec, file })
+        }
+    };
+    Ok(PlannedDisk {
         socket: file_name(&disk.socket),
         queues: disk.spec.queues,
         serial: disk.spec.serial(),
-    }
+        embedded,
+    })
 }
 
 fn file_name(path: &Path) -> String {

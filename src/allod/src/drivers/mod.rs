@@ -23,8 +23,9 @@ use model::machine::StopMode;
 use process::child::{Isolation, Launcher, Runtime};
 use process::jail::Enforcement;
 use tracing::{info, warn};
+use vmm::kvm::KvmEngine;
 use vmm::qemu::QemuEngine;
-use vmm::{Accelerator, EngineKind};
+use vmm::{Accelerator, Engine, EngineKind, Engines};
 
 pub use machines::TEAR_DOWN;
 
@@ -47,6 +48,8 @@ pub struct Options {
     pub accelerator: Option<Accelerator>,
     /// QEMU's program.
     pub qemu: PathBuf,
+    /// How the embedded monitor makes machines.
+    pub machines: vmm::kvm::engine::Options,
     /// The first user id for jailed children.
     pub first_uid: u32,
     /// What happens at system calls that a jail forbids.
@@ -82,20 +85,22 @@ impl Node {
         launcher.logs = Some(options.state.join("log"));
         let launcher = Arc::new(launcher);
 
-        let choice = vmm::choose(options.engine, options.accelerator, &vmm::cpuinfo(), false);
+        let choice = vmm::choose(options.engine, options.accelerator, &vmm::cpuinfo());
         info!(engine = ?choice.engine, accelerator = ?choice.accelerator, reason = choice.reason, "engine for guests");
-        let engine = match choice.engine {
-            EngineKind::Qemu => Box::new(QemuEngine::new(
-                launcher.clone(),
-                options.qemu,
-                choice.accelerator,
-            )),
-            EngineKind::Kvm => {
-                return Err(DriverError::Failed(
-                    "the embedded monitor is not part of this release: set compute.engine = \"qemu\" or \"auto\"".into(),
-                ));
-            }
-        };
+        let qemu: Box<dyn Engine> = Box::new(QemuEngine::new(
+            launcher.clone(),
+            options.qemu,
+            choice.accelerator,
+        ));
+        let kvm: Box<dyn Engine> = Box::new(KvmEngine::new(
+            launcher.clone(),
+            children::guest,
+            options.machines,
+        ));
+        let engine = Box::new(match choice.engine {
+            EngineKind::Qemu => Engines::new(qemu, kvm),
+            EngineKind::Kvm => Engines::new(kvm, qemu),
+        });
         let disks = disks::DisksDriver::open(
             launcher.clone(),
             options.pool,

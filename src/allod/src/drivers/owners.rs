@@ -50,6 +50,17 @@ pub struct Disk {
     pub control: PathBuf,
 }
 
+impl Disk {
+    /// Its file, and what is to be served of it: it may have grown since it was written down.
+    pub fn opened(&self) -> Result<(DiskSpec, File), DriverError> {
+        let file = (self.open)()?;
+        let has = file.metadata().map_err(failed)?.len();
+        let mut spec = self.spec.clone();
+        spec.size = spec.size.max(has - has % 512);
+        Ok((spec, file))
+    }
+}
+
 /// The hold on an owner that is kept alive until [`Owner::stop`].
 pub struct Owner {
     disk: Disk,
@@ -197,11 +208,7 @@ fn find(launcher: &Launcher, name: &str) -> Result<Option<Task>, DriverError> {
 }
 
 fn start(launcher: &Launcher, disk: &Disk) -> Result<Task, DriverError> {
-    let file = (disk.open)()?;
-    let mut spec = disk.spec.clone();
-    // It may have grown since it was written down.
-    let has = file.metadata().map_err(failed)?.len();
-    spec.size = spec.size.max(has - has % 512);
+    let (spec, file) = disk.opened()?;
     let control = process::control::bind(&disk.control).map_err(failed)?;
     let socket = super::guest_socket(&disk.socket).map_err(failed)?;
     let launched = launcher

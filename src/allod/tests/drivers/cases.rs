@@ -116,6 +116,7 @@ impl World {
             engine: Some(EngineKind::Qemu),
             accelerator: Some(Accelerator::Tcg),
             qemu: "/usr/bin/qemu-system-x86_64".into(),
+            machines: vmm::kvm::engine::Options::default(),
             first_uid: 710_000 + std::process::id() % 1000 * 20,
             enforcement: Enforcement::Kill,
             masquerade: true,
@@ -342,6 +343,7 @@ fn machine() -> Machine {
         name: "test".into(),
         vcpus: 1,
         memory_mib: 64,
+        boot: model::machine::Boot::Bios,
         disks: vec![MachineDisk {
             volume: VOLUME,
             size: 1 << 20,

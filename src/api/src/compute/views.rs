@@ -6,7 +6,9 @@ use cloud::compute::disks::Disk;
 use cloud::compute::flavors::Flavor;
 use cloud::compute::servers::{Details, Server};
 use cloud::compute::state::{Power, Task};
+use model::machine::Boot;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use super::microversion::Microversion;
 use crate::AppState;
@@ -265,8 +267,13 @@ fn admin_attributes(view: &mut Value, version: Microversion, details: &Details) 
         view["OS-EXT-SRV-ATTR:reservation_id"] = json!(server.reservation_id);
         view["OS-EXT-SRV-ATTR:launch_index"] = json!(server.launch_index);
         view["OS-EXT-SRV-ATTR:root_device_name"] = json!("/dev/vda");
-        view["OS-EXT-SRV-ATTR:kernel_id"] = json!("");
-        view["OS-EXT-SRV-ATTR:ramdisk_id"] = json!("");
+        let (kernel, ramdisk) = match &server.boot {
+            Boot::Kernel { kernel, ramdisk, .. } => (Some(*kernel), *ramdisk),
+            Boot::Bios | Boot::Uefi => (None, None),
+        };
+        let text = |id: Option<Uuid>| id.map(|id| id.to_string()).unwrap_or_default();
+        view["OS-EXT-SRV-ATTR:kernel_id"] = json!(text(kernel));
+        view["OS-EXT-SRV-ATTR:ramdisk_id"] = json!(text(ramdisk));
         view["OS-EXT-SRV-ATTR:user_data"] = json!(details.user_data);
     }
     if version >= Microversion::HOST_STATUS {

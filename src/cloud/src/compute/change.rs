@@ -15,7 +15,7 @@ use super::servers::{
     Exchange, Rescue as RescueDisk, Server, check_metadata_count, disk_of_image, record, root_size,
 };
 use super::state::{Phase, Power, Task, VmState, Wanted};
-use super::{Micros, disks, quotas, scheduler, volumes};
+use super::{Micros, boot, disks, quotas, scheduler, volumes};
 use crate::error::Kind;
 use crate::image::snapshots::{self, Reserve};
 use crate::{Context, Error, Result};
@@ -247,6 +247,9 @@ pub(super) fn rebuild(conn: &Connection, ctx: &Context, server: &mut Server, new
     };
     if server.volume_backed {
         volume_backed_rebuild(conn, server, new, &image, &mut exchange)?;
+        if exchange.reimage.is_some() {
+            server.boot = boot::of_properties(conn, ctx, &image.properties)?;
+        }
     } else {
         let bytes = root_size(&server.flavor, &image)?.max(if server.flavor.disk > 0 {
             server.root_bytes
@@ -257,6 +260,7 @@ pub(super) fn rebuild(conn: &Connection, ctx: &Context, server: &mut Server, new
         let left = server.exchange.as_ref().and_then(|left| left.root);
         exchange.root = Some((left.map_or(new.root, |(volume, _)| volume), bytes));
         server.image_id = Some(image.id);
+        server.boot = boot::of_properties(conn, ctx, &image.properties)?;
     }
     server.exchange = Some(exchange);
     if !scheduler::reclaim(conn, server)? {
@@ -361,6 +365,7 @@ pub(super) fn rescue(
         volume: server.rescue.as_ref().map_or(volume, |left| left.volume),
         bytes: disk_of_image(&image)?,
         image: id,
+        boot: boot::of_properties(conn, ctx, &image.properties)?,
     });
     if !scheduler::reclaim(conn, server)? {
         return Err(Error::BadRequest(scheduler::NO_VALID_HOST.into()));

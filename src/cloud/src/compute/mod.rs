@@ -13,6 +13,7 @@
 pub mod actions;
 pub mod aggregates;
 pub mod attach;
+pub(crate) mod boot;
 mod certificates;
 pub mod change;
 pub mod disks;
@@ -126,3 +127,6 @@ pub const POLICY: &[Rule] = &[
 
 /// Tables, and the mandatory flavors.
 pub const SCHEMA: &str = include_str!("schema.sql");
+
+/// What servers start with, since they need not start with firmware. NULL: a PC's firmware.
+pub const SCHEMA_BOOT: &str = "ALTER TABLE compute_servers ADD COLUMN boot TEXT;";

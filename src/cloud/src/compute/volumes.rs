@@ -60,6 +60,12 @@ pub(super) fn image_of(conn: &Connection, id: Uuid) -> Result<Option<Uuid>> {
     Ok(volume.and_then(|volume| volume.image_metadata.get("image_id")?.parse().ok()))
 }
 
+/// What a volume's image said of itself.
+pub(super) fn image_metadata(conn: &Connection, id: Uuid) -> Result<volume::Pairs> {
+    let volume = volume::get(conn, id)?;
+    Ok(volume.map(|volume| volume.image_metadata).unwrap_or_default())
+}
+
 /// This image is what the volume has now.
 pub(super) fn reimaged(conn: &Connection, volume: Uuid, image: Uuid) -> Result<()> {
     volume::reimaged(conn, volume, image)

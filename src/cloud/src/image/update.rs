@@ -195,6 +195,12 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: Uuid) -> Result<()> {
                     "Image {id} is protected and cannot be deleted."
                 )));
             }
+            if crate::compute::boot::needs(conn, id)? {
+                return Err(Error::Conflict(format!(
+                    "Image {id} could not be deleted because it is in use: a server starts with it as its kernel or \
+                     initial RAM disk."
+                )));
+            }
             conn.execute(
                 "UPDATE images SET status = 'pending_delete' WHERE id = ?1",
                 [id.to_string()],

@@ -1,7 +1,7 @@
 //! Listening sockets, who may connect to them, and a small server.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -111,6 +111,15 @@ pub enum Next {
 /// Answer requests, one at a time, until a handler says [`Next::End`]. A broken connection is closed; the others go on.
 pub fn serve<Q: DeserializeOwned, A: Serialize>(
     listener: &UnixListener,
+    handle: impl FnMut(Q, Vec<OwnedFd>) -> (Result<A, String>, Next),
+) -> Result<(), Error> {
+    serve_until(listener, None, handle)
+}
+
+/// The same, but no longer than until `end` can be read.
+pub fn serve_until<Q: DeserializeOwned, A: Serialize>(
+    listener: &UnixListener,
+    end: Option<BorrowedFd<'_>>,
     mut handle: impl FnMut(Q, Vec<OwnedFd>) -> (Result<A, String>, Next),
 ) -> Result<(), Error> {
     listener.set_nonblocking(true)?;
@@ -130,23 +139,29 @@ pub fn serve<Q: DeserializeOwned, A: Serialize>(
             })
             .collect();
         waiting.push(PollFd::new(listener, PollFlags::IN));
+        if let Some(end) = &end {
+            waiting.push(PollFd::new(end, PollFlags::IN));
+        }
         match poll(&mut waiting, None) {
             Err(rustix::io::Errno::INTR) => continue,
             other => other?,
         };
         let ready: Vec<bool> = waiting.iter().map(|w| !w.revents().is_empty()).collect();
+        if end.is_some() && ready.last() == Some(&true) {
+            return Ok(());
+        }
         let mut index = 0;
-        let mut end = false;
+        let mut ends = false;
         channels.retain_mut(|channel| {
             let is_ready = ready[index];
             index += 1;
-            if end || !is_ready {
+            if ends || !is_ready {
                 return true;
             }
             let step = channel.read::<Q>().and_then(|request| {
                 if let Some((request, descriptors)) = request {
                     let (answer, next) = handle(request.body, descriptors);
-                    end = next == Next::End;
+                    ends = next == Next::End;
                     channel.reply(request.id, answer)?;
                 }
                 Ok(())
@@ -160,7 +175,7 @@ pub fn serve<Q: DeserializeOwned, A: Serialize>(
                 }
             }
         });
-        if end {
+        if ends {
             return Ok(());
         }
         if ready[index] {

@@ -12,13 +12,13 @@ mod listen;
 pub use channel::Channel;
 pub use client::{Client, Connection};
 pub use frame::{Frame, Reader, Writer};
-pub use listen::{Next, accept, bind, check_peer, connect, serve};
+pub use listen::{Next, accept, bind, check_peer, connect, serve, serve_until};
 
 use std::io;
 use std::time::Duration;
 
 /// The most descriptors that travel with one message.
-pub const MAX_DESCRIPTORS: usize = 16;
+pub const MAX_DESCRIPTORS: usize = 64;
 
 /// Why a control message did not get through.
 #[derive(Debug, thiserror::Error)]

@@ -20,6 +20,8 @@ pub enum Profile {
     Disk,
     /// `Basic` and what TAP devices need (`allod switch`).
     Switch,
+    /// `Disk`, KVM, and connections to Unix sockets that the jail shows (`allod vmm`).
+    Vmm,
     /// The parent of QEMU: what QEMU itself needs, too; QEMU's own sandbox takes away more.
     Guest,
 }
@@ -245,6 +247,56 @@ const TUN_IOCTLS: &[u64] = &[0x8004_54d2, 0x8004_54cf, 0x4004_54d0, 0x4004_54d8]
 /// BLKGETSIZE64: the size of a block device.
 const BLKGETSIZE64: u64 = 0x8008_1272;
 
+/// The type of KVM's ioctls, and the numbers of those that a machine takes (`linux/kvm.h`).
+const KVM: u64 = 0xae00;
+const KVM_NUMBERS: &[u64] = &[
+    0x00, // GET_API_VERSION
+    0x01, // CREATE_VM
+    0x02, // GET_MSR_INDEX_LIST
+    0x03, // CHECK_EXTENSION
+    0x04, // GET_VCPU_MMAP_SIZE
+    0x05, // GET_SUPPORTED_CPUID
+    0x41, // CREATE_VCPU
+    0x42, // GET_DIRTY_LOG
+    0x46, // SET_USER_MEMORY_REGION
+    0x47, // SET_TSS_ADDR
+    0x48, // SET_IDENTITY_MAP_ADDR
+    0x60, // CREATE_IRQCHIP
+    0x61, // IRQ_LINE
+    0x62, // GET_IRQCHIP
+    0x63, // SET_IRQCHIP
+    0x6a, // SET_GSI_ROUTING
+    0x76, // IRQFD
+    0x77, // CREATE_PIT2
+    0x79, // IOEVENTFD
+    0x7b, // SET_CLOCK
+    0x7c, // GET_CLOCK
+    0x80, // RUN
+    0x81, // GET_REGS
+    0x82, // SET_REGS
+    0x83, // GET_SREGS
+    0x84, // SET_SREGS
+    0x88, // GET_MSRS
+    0x89, // SET_MSRS
+    0x8c, // GET_FPU
+    0x8d, // SET_FPU
+    0x8e, // GET_LAPIC
+    0x8f, // SET_LAPIC
+    0x90, // SET_CPUID2
+    0x98, // GET_MP_STATE
+    0x99, // SET_MP_STATE
+    0x9f, // GET_VCPU_EVENTS, GET_PIT2
+    0xa0, // SET_VCPU_EVENTS, SET_PIT2
+    0xa1, // GET_DEBUGREGS
+    0xa2, // SET_DEBUGREGS, SET_TSC_KHZ
+    0xa3, // GET_TSC_KHZ
+    0xa4, // GET_XSAVE
+    0xa5, // SET_XSAVE
+    0xa6, // GET_XCRS
+    0xa7, // SET_XCRS
+    0xad, // KVMCLOCK_CTRL
+];
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Apply the profile to this thread and all that it makes.
@@ -299,7 +351,8 @@ fn allowed(profile: Profile, answers: bool) -> Result<Rules, seccompiler::Backen
                 .map(|&call| (call, Vec::new())),
         );
     }
-    if profile == Profile::Disk {
+    let disk = matches!(profile, Profile::Disk | Profile::Vmm);
+    if disk {
         rules.extend(IO_URING.iter().map(|&call| (call, Vec::new())));
     }
     // Threads, but no processes.
@@ -321,16 +374,28 @@ fn allowed(profile: Profile, answers: bool) -> Result<Rules, seccompiler::Backen
         ],
     );
     let mut ioctls = vec![libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::TCGETS];
-    if profile == Profile::Disk {
+    if disk {
         ioctls.push(BLKGETSIZE64);
     }
     if profile == Profile::Switch {
         ioctls.extend(TUN_IOCTLS);
     }
-    let ioctls = ioctls
+    let mut ioctls: Vec<_> = ioctls
         .into_iter()
-        .map(|request| argument(1, SeccompCmpOp::Eq, request));
-    rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);
+        .map(|request| argument(1, SeccompCmpOp::Eq, request))
+        .collect();
+    if profile == Profile::Vmm {
+        ioctls.extend(
+            KVM_NUMBERS
+                .iter()
+                .map(|number| argument(1, SeccompCmpOp::MaskedEq(0xffff), KVM | number)),
+        );
+        // The network devices connect to the switch, again whenever it is replaced.
+        let unix = u64::from(libc::AF_UNIX.unsigned_abs());
+        rules.insert(libc::SYS_socket, vec![argument(0, SeccompCmpOp::Eq, unix)?]);
+        rules.insert(libc::SYS_connect, Vec::new());
+    }
+    rules.insert(libc::SYS_ioctl, ioctls.into_iter().collect::<Result<_, _>>()?);
     Ok(rules)
 }
 

@@ -10,6 +10,8 @@ pub const QUEUE_SIZE: u16 = 256;
 pub const SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 /// The most sectors of one discard or write-zeroes request: 1 GiB, so that one request cannot keep the backend for long.
 const MAX_ZERO_SECTORS: u32 = 1 << 21;
+/// Requests with the backend at once.
+const MAX_DEPTH: u32 = 1024;
 /// Discards are worth their while in multiples of this.
 const DISCARD_SECTORS: u32 = 4096 / SECTOR as u32;
 
@@ -37,6 +39,11 @@ impl Geometry {
             bits |= feature::DISCARD | feature::WRITE_ZEROES;
         }
         bits
+    }
+
+    /// How many requests a device of these rings has with its backend at once, at most.
+    pub fn depth(&self) -> u32 {
+        (u32::from(self.queues) * u32::from(QUEUE_SIZE)).min(MAX_DEPTH)
     }
 
     /// The configuration space: `struct virtio_blk_config`, little-endian.

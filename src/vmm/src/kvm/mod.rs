@@ -1,6 +1,7 @@
 //! The embedded monitor: a machine on `/dev/kvm`, in this process.
 //!
 //! - [`probe`]: what this host's KVM offers, tried rather than believed.
+//! - [`engine`]: machines as the daemon sees them, each in a jailed process.
 //! - [`machine`]: a machine's states, and the one control enum that is its whole interface. Start there.
 //! - `cpu`: virtual CPUs, their threads, and the gate at which they stand still.
 //! - [`memory`], `layout`: the guest's memory and addresses.
@@ -17,6 +18,7 @@ mod acpi;
 pub mod boot;
 mod bus;
 mod cpu;
+pub mod engine;
 mod event;
 mod layout;
 mod legacy;
@@ -29,6 +31,7 @@ mod request;
 mod virtio;
 
 pub use boot::Kernel;
+pub use engine::KvmEngine;
 pub use legacy::output::Sink;
 pub use machine::{Control, Ending, Machine, MachineError, Spec, State, Status};
 pub use probe::{Offer, ProbeError, probe};

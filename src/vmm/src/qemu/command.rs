@@ -112,13 +112,13 @@ pub(super) fn arguments(plan: &Plan, accelerator: Accelerator, sockets: &Path) -
     for (index, disk) in plan.disks.iter().enumerate() {
         let path = escaped(&sockets.join(&disk.socket));
         let name = escaped(Path::new(&disk.socket));
-        let device = match disk_transport(accelerator) {
-            DiskTransport::VhostUser => {
+        let device = match accelerator {
+            Accelerator::Kvm => {
                 add("-chardev", format!("socket,id={name},path={path},reconnect=1"));
                 format!("vhost-user-blk-pci,chardev={name},num-queues={}", disk.queues)
             }
             // Requests wait for an owner that is being replaced, and are then sent again.
-            DiskTransport::Nbd => {
+            Accelerator::Tcg => {
                 add(
                     "-blockdev",
                     format!(
@@ -193,7 +193,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{PlannedDisk, PlannedNic};
+    use crate::{PlannedBoot, PlannedDisk, PlannedNic};
 
     fn plan(name: &str) -> Plan {
         Plan {
@@ -201,16 +201,19 @@ mod tests {
             name: name.into(),
             vcpus: 2,
             memory_mib: 512,
+            boot: PlannedBoot::Bios,
             disks: vec![
                 PlannedDisk {
                     socket: "disk0".into(),
                     queues: 2,
                     serial: "volume-1".into(),
+                    embedded: None,
                 },
                 PlannedDisk {
                     socket: "disk1".into(),
                     queues: 1,
                     serial: "volume-2".into(),
+                    embedded: None,
                 },
             ],
             nics: vec![PlannedNic {

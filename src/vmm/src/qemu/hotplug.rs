@@ -116,12 +116,12 @@ async fn add_disk(
     disk: &PlannedDisk,
 ) -> Result<(), EngineError> {
     let name = disk.socket.as_str();
-    let device = match command::disk_transport(accelerator) {
-        DiskTransport::VhostUser => {
+    let device = match accelerator {
+        Accelerator::Kvm => {
             add_chardev(qmp, name, path).await?;
             json!({"driver": "vhost-user-blk-pci", "chardev": name, "num-queues": disk.queues})
         }
-        DiskTransport::Nbd => {
+        Accelerator::Tcg => {
             let node = json!({
                 "driver": "nbd",
                 "node-name": name,

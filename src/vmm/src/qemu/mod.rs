@@ -86,7 +86,7 @@ impl Engine for QemuEngine {
         "qemu"
     }
 
-    fn disk_transport(&self) -> DiskTransport {
+    fn disk_transport(&self, _: Uuid) -> DiskTransport {
         command::disk_transport(self.shared.accelerator)
     }
 

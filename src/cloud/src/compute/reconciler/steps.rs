@@ -463,9 +463,11 @@ async fn machine(shared: &Shared, server: &Server) -> Result<Machine> {
     let mut all = Vec::new();
     // In every other state and task, one that is still there was left by something that failed.
     let rescued = server.vm_state == VmState::Rescued && server.task_state.is_none();
+    let mut boot = &server.boot;
     if let Some(rescue) = &server.rescue
         && (rescued || server.task_state == Some(Task::Rescuing))
     {
+        boot = &rescue.boot;
         all.push(local(rescue.volume, rescue.bytes));
     }
     if !server.volume_backed {
@@ -483,6 +485,7 @@ async fn machine(shared: &Shared, server: &Server) -> Result<Machine> {
         name: server.name.clone(),
         vcpus: server.flavor.vcpus,
         memory_mib: server.flavor.ram,
+        boot: boot.clone(),
         disks: all,
         nics: interfaces.iter().map(ports::Interface::nic).collect(),
         config_drive,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use model::machine::Boot;
 use model::units::{GIB, MIB};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
@@ -14,7 +15,7 @@ use crate::compute::ports::{self, NetRequest};
 use crate::compute::quotas::{self, Resource};
 use crate::compute::state::{Power, Task, VmState, Wanted};
 use crate::compute::volumes::{self, MadeOf, Place, Reserved};
-use crate::compute::{aggregates, flavors, groups, now};
+use crate::compute::{aggregates, boot, flavors, groups, now};
 use crate::error::Kind;
 use crate::{Cloud, Context, Error, Result};
 
@@ -318,6 +319,13 @@ fn insert(
             rescue: None,
             snapshot: None,
             shelved_image: None,
+            boot: match (&image, boot) {
+                (Some(image), _) => boot::of_properties(conn, ctx, &image.properties)?,
+                (None, Some(disk)) => {
+                    boot::of_properties(conn, ctx, &volumes::image_metadata(conn, disk.volume)?)?
+                }
+                (None, None) => Boot::Bios,
+            },
         };
         server.save(conn)?;
         for disk in &disks {

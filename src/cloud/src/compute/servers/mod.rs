@@ -6,6 +6,7 @@ mod update;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use model::machine::Boot;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::de::DeserializeOwned;
@@ -113,6 +114,8 @@ pub struct Server {
     pub snapshot: Option<Uuid>,
     /// The image that it is kept as while it is shelved.
     pub shelved_image: Option<Uuid>,
+    /// What it starts with.
+    pub boot: Boot,
 }
 
 /// The other flavor and root volume of a server that is resized or rebuilt.
@@ -140,13 +143,16 @@ pub struct Rescue {
     pub bytes: u64,
     /// What it is made of.
     pub image: Uuid,
+    /// What it starts with.
+    #[serde(default)]
+    pub boot: Boot,
 }
 
 const COLUMNS: &str = "id, project_id, user_id, name, description, hostname, flavor, image_id, root_volume, \
      root_bytes, key_pair, config_drive, metadata, tags, availability_zone, access_ip_v4, access_ip_v6, \
      reservation_id, launch_index, disk_config, server_group, locked_by, locked_reason, wanted, generation, \
      observed_generation, vm_state, task_state, power_state, host, fault, created_at, updated_at, launched_at, \
-     terminated_at, deleted, zone, volume_backed, exchange, rescue, snapshot, shelved_image";
+     terminated_at, deleted, zone, volume_backed, exchange, rescue, snapshot, shelved_image, boot";
 
 fn broken(column: usize, text: &str) -> rusqlite::Error {
     let text = format!(
@@ -252,13 +258,14 @@ impl Server {
             rescue: json_or_null(row, 39)?,
             snapshot: uuid_or_null(row, 40)?,
             shelved_image: uuid_or_null(row, 41)?,
+            boot: json_or_null(row, 42)?.unwrap_or_default(),
         })
     }
 
     /// Inserts the row, or makes it equal to this.
     pub(super) fn save(&self, conn: &Connection) -> Result<()> {
         let most = self.most();
-        let places: Vec<String> = (1..=42).map(|n| format!("?{n}")).collect();
+        let places: Vec<String> = (1..=43).map(|n| format!("?{n}")).collect();
         let locked_by = self
             .locked_by
             .map(|by| if by == LockedBy::Admin { "admin" } else { "owner" });
@@ -268,7 +275,7 @@ impl Server {
             .map(|c| format!("{c} = excluded.{c}", c = c.trim()))
             .collect();
         conn.prepare_cached(&format!(
-            "INSERT INTO compute_servers ({COLUMNS}, vcpus, ram_mib) VALUES ({}, ?43, ?44) \
+            "INSERT INTO compute_servers ({COLUMNS}, vcpus, ram_mib) VALUES ({}, ?44, ?45) \
              ON CONFLICT (id) DO UPDATE SET vcpus = excluded.vcpus, ram_mib = excluded.ram_mib, {}",
             places.join(", "),
             sets.join(", ")
@@ -316,6 +323,9 @@ impl Server {
             self.rescue.as_ref().map(to_json).transpose()?,
             self.snapshot.map(|id| id.to_string()),
             self.shelved_image.map(|id| id.to_string()),
+            (self.boot != Boot::Bios)
+                .then(|| to_json(&self.boot))
+                .transpose()?,
             most.0,
             most.1,
         ])?;
@@ -602,5 +612,6 @@ pub(super) fn sample(name: &str) -> Server {
         rescue: None,
         snapshot: None,
         shelved_image: None,
+        boot: Boot::Bios,
     }
 }

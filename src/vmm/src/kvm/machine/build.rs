@@ -1,11 +1,12 @@
 //! Putting a machine together.
 
 use std::collections::BTreeSet;
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_msr_entry, kvm_pit_config,
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_msr_entry, kvm_pit_config,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -91,7 +92,16 @@ fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
 
 /// Put the machine together. Its vCPUs wait at the gate.
 pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> Result<Parts, MachineError> {
-    let system = Kvm::new().map_err(kvm("cannot open /dev/kvm"))?;
+    let system = match spec.kvm {
+        // SAFETY: the descriptor is given up by its owner here, and belongs to the new value alone.
+        #[allow(unsafe_code)]
+        Some(descriptor) => unsafe { Kvm::from_raw_fd(descriptor.into_raw_fd()) },
+        None => Kvm::new().map_err(kvm("cannot open /dev/kvm"))?,
+    };
+    let version = system.get_api_version();
+    if version != KVM_API_VERSION as i32 {
+        return Err(MachineError::NotKvm);
+    }
     let most = MAX_VCPUS.min(u32::try_from(system.get_max_vcpus()).unwrap_or(MAX_VCPUS));
     if !(1..=most).contains(&spec.vcpus) {
         return Err(MachineError::Vcpus {

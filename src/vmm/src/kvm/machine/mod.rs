@@ -21,6 +21,7 @@ mod build;
 mod driver;
 mod routes;
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -30,9 +31,11 @@ use model::disk::DiskStatus;
 use model::machine::StopMode;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::boot::{BootError, Kernel};
 use super::bus::Overlap;
+use super::event::descriptor;
 use super::legacy::output::Sink;
 use super::memory::MemoryError;
 use super::request::Asked;
@@ -48,6 +51,8 @@ pub const MAX_DEVICES: usize = 31;
 /// What a machine is made of.
 #[derive(Debug)]
 pub struct Spec {
+    /// `/dev/kvm`, for a process that cannot open it.
+    pub kvm: Option<OwnedFd>,
     /// Virtual CPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
     /// Memory in MiB.
@@ -83,7 +88,7 @@ pub enum Control {
 }
 
 /// What a machine is doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// Made, and not started.
     Created,
@@ -96,7 +101,7 @@ pub enum State {
 }
 
 /// Why a machine ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ending {
     /// The guest switched off, by itself or because it was asked to.
     PoweredOff,
@@ -107,7 +112,7 @@ pub enum Ending {
 }
 
 /// A machine's state, and how often it was reset.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// The state.
     pub state: State,
@@ -126,6 +131,9 @@ pub enum MachineError {
         /// The most that it can have.
         most: u32,
     },
+    /// Something else, or another age's.
+    #[error("what stands for /dev/kvm is no KVM of a version that is known here")]
+    NotKvm,
     /// KVM's answer.
     #[error("{what}: {source}")]
     Kvm {
@@ -185,6 +193,8 @@ pub(super) enum Message {
 struct Board {
     status: Mutex<Status>,
     changed: Condvar,
+    /// Readable when the machine has ended.
+    ended: EventFd,
 }
 
 impl Board {
@@ -194,7 +204,13 @@ impl Board {
     }
 
     fn update(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut self.lock());
+        let mut status = self.lock();
+        change(&mut status);
+        if matches!(status.state, State::Ended(_)) {
+            // It is written to once.
+            let _ = self.ended.write(1);
+        }
+        drop(status);
         self.changed.notify_all();
     }
 }
@@ -220,6 +236,10 @@ impl Machine {
                 resets: 0,
             }),
             changed: Condvar::new(),
+            ended: EventFd::new(EFD_NONBLOCK).map_err(|source| MachineError::Io {
+                what: "cannot make an eventfd",
+                source,
+            })?,
         });
         let parts = build::build(spec, console, &send)?;
         let disks = parts.disks.clone();
@@ -278,6 +298,13 @@ impl Machine {
                 .map_or_else(|poisoned| poisoned.into_inner().0, |(guard, _)| guard);
         }
         status.clone()
+    }
+}
+
+/// Readable when the machine has ended.
+impl AsFd for Machine {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        descriptor(&self.board.ended)
     }
 }
 

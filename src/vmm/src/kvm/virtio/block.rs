@@ -17,8 +17,6 @@ use super::{Device, Left, Session, StartError};
 
 /// The device's type (virtio 1.2 §5).
 const DEVICE_ID: u16 = 2;
-/// Operations with the backend at once.
-const MAX_DEPTH: u32 = 1024;
 /// How long requests for which there was no space wait before they are tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// The backend's token.
@@ -99,7 +97,7 @@ impl BlockDevice {
             geometry,
             storage,
         } = disk;
-        let depth = (u32::from(geometry.queues) * u32::from(QUEUE_SIZE)).min(MAX_DEPTH);
+        let depth = geometry.depth();
         let server = Server {
             block: Block::new(geometry.clone(), storage, depth),
             last_retry: Instant::now(),
