@@ -125,6 +125,8 @@ pub struct Compute {
     pub qemu_accel: QemuAccel,
     /// The kvm engine's guests get their memory as huge pages, which the host must have reserved.
     pub huge_pages: bool,
+    /// The processor that the kvm engine's guests see.
+    pub cpu_model: vmm::kvm::CpuModel,
     /// The program of the `qemu` engine.
     pub qemu: PathBuf,
     /// Where the children run.
@@ -153,6 +155,7 @@ impl Default for Compute {
             engine: Engine::Auto,
             qemu_accel: QemuAccel::Auto,
             huge_pages: false,
+            cpu_model: vmm::kvm::CpuModel::Host,
             qemu: "/usr/bin/qemu-system-x86_64".into(),
             isolation: Isolation::Process,
             graceful_stop_seconds: 60,

@@ -159,6 +159,7 @@ pub fn node_options(config: &Config) -> Options {
         qemu: config.compute.qemu.clone(),
         machines: vmm::kvm::engine::Options {
             huge_pages: config.compute.huge_pages,
+            cpu: config.compute.cpu_model,
         },
         first_uid: config.compute.uid_base,
         enforcement: Enforcement::default(),

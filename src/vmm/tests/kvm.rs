@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use model::machine::StopMode;
-use vmm::kvm::{Control, Ending, Kernel, Machine, MachineError, Offer, Spec, State, Status, probe};
+use vmm::kvm::{Control, CpuModel, Ending, Kernel, Machine, MachineError, Offer, Spec, State, Status, probe};
 
 /// Longer than anything here takes, on a busy machine with an emulated processor.
 const LONG: Duration = Duration::from_secs(60);
@@ -93,6 +93,7 @@ fn spec(command: &str) -> Spec {
         vcpus: 1,
         memory_mib: 16,
         huge_pages: false,
+        cpu: CpuModel::Host,
         kernel: Kernel {
             image: guests::elf(),
             initrd: None,
@@ -246,6 +247,24 @@ fn a_guest_that_is_deaf_to_the_button_is_stopped_in_time() {
     assert_eq!(guest.ends(), Ending::Stopped);
     assert!(start.elapsed() >= patience);
     guest.machine.control(Control::Stop(StopMode::Hard)).unwrap();
+}
+
+#[test]
+fn a_baseline_boots_where_the_processor_has_it_and_is_refused_where_not() {
+    if usable().is_none() {
+        return;
+    }
+    for cpu in [CpuModel::V2, CpuModel::V3, CpuModel::V4] {
+        match Guest::new(Spec { cpu, ..spec("hello") }) {
+            Ok(guest) => {
+                guest.machine.control(Control::Start).unwrap();
+                assert_eq!(guest.ends(), Ending::PoweredOff);
+                println!("{cpu:?}: boots");
+            }
+            Err(MachineError::CpuModel(lacks)) => println!("{cpu:?}: this host lacks {lacks}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 #[test]

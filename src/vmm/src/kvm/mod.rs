@@ -31,6 +31,7 @@ mod request;
 mod virtio;
 
 pub use boot::Kernel;
+pub use cpu::model::CpuModel;
 pub use engine::KvmEngine;
 pub use legacy::output::Sink;
 pub use machine::{Control, Ending, Machine, MachineError, Spec, State, Status};

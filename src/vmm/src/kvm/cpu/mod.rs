@@ -3,5 +3,6 @@
 pub(super) mod cpuid;
 pub(super) mod entry;
 pub(super) mod gate;
+pub(super) mod model;
 pub(super) mod state;
 pub(super) mod thread;

@@ -22,7 +22,7 @@ use crate::console::Log;
 use crate::fleet::ExitRecord;
 use crate::kvm::machine::{Control, Ending, Machine, Spec, State};
 use crate::kvm::virtio::block::{Disk, Storage};
-use crate::kvm::{Kernel, Status};
+use crate::kvm::{CpuModel, Kernel, Status};
 
 /// The child's kind: its argument on the command line.
 pub const KIND: &str = "vmm";
@@ -36,6 +36,7 @@ pub(super) struct Order {
     pub vcpus: u32,
     pub memory_mib: u64,
     pub huge_pages: bool,
+    pub cpu: CpuModel,
     pub boot: Boot,
     pub disks: Vec<OrderedDisk>,
     pub nics: Vec<OrderedNic>,
@@ -153,6 +154,7 @@ fn prepare(start: &mut Start, open: OpenDisk) -> Result<Prepared, String> {
         vcpus: order.vcpus,
         memory_mib: order.memory_mib,
         huge_pages: order.huge_pages,
+        cpu: order.cpu,
         kernel,
         disks,
     };

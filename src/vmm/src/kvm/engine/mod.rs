@@ -32,6 +32,7 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use crate::fleet::{self, Command, Fleet};
+use crate::kvm::CpuModel;
 use crate::{Engine, EngineError, Plan, PlannedBoot, PlannedDevice, console};
 use child::{KIND, Order, OrderedDisk, OrderedNic};
 use owner::Owner;
@@ -47,6 +48,8 @@ const TABLES: u64 = 256;
 pub struct Options {
     /// Guests' memory consists of huge pages.
     pub huge_pages: bool,
+    /// The processor that guests see.
+    pub cpu: CpuModel,
 }
 
 /// Runs guests on the embedded monitor.
@@ -219,6 +222,7 @@ impl Shared {
             vcpus: plan.vcpus,
             memory_mib: plan.memory_mib,
             huge_pages: self.options.huge_pages,
+            cpu: self.options.cpu,
             boot,
             disks,
             nics: plan.nics.iter().map(nic).collect(),

@@ -18,6 +18,7 @@ use crate::kvm::boot::Kernel;
 use crate::kvm::bus::Bus;
 use crate::kvm::cpu::cpuid;
 use crate::kvm::cpu::gate::Gate;
+use crate::kvm::cpu::model::CpuModel;
 use crate::kvm::cpu::state::State as VcpuState;
 use crate::kvm::cpu::thread::{Buses, Vcpu};
 use crate::kvm::layout;
@@ -111,7 +112,7 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
     }
     let ram = Ram::new(spec.memory_mib, spec.huge_pages)?;
     let vm = Arc::new(make_vm(&system, &ram)?);
-    let fds = make_vcpus(&system, &vm, spec.vcpus)?;
+    let fds = make_vcpus(&system, &vm, spec.vcpus, spec.cpu)?;
     let indices = system
         .get_msr_index_list()
         .map_err(kvm("cannot list machine-specific registers"))?;
@@ -264,10 +265,13 @@ const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
 const LINT0: (usize, u32) = (0x350, 7 << 8);
 const LINT1: (usize, u32) = (0x360, 4 << 8);
 
-fn make_vcpus(system: &Kvm, vm: &VmFd, count: u32) -> Result<Vec<VcpuFd>, MachineError> {
-    let supported = system
+fn make_vcpus(system: &Kvm, vm: &VmFd, count: u32, model: CpuModel) -> Result<Vec<VcpuFd>, MachineError> {
+    let mut supported = system
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(kvm("cannot read the CPUID leaves"))?;
+    model
+        .apply(supported.as_mut_slice())
+        .map_err(MachineError::CpuModel)?;
     let tsc_deadline = system.check_extension(Cap::TscDeadlineTimer);
     let mut fds = Vec::with_capacity(count as usize);
     for index in 0..count {

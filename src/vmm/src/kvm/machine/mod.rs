@@ -35,6 +35,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::boot::{BootError, Kernel};
 use super::bus::Overlap;
+use super::cpu::model::CpuModel;
 use super::event::descriptor;
 use super::legacy::output::Sink;
 use super::memory::MemoryError;
@@ -59,6 +60,8 @@ pub struct Spec {
     pub memory_mib: u64,
     /// Its memory consists of huge pages.
     pub huge_pages: bool,
+    /// The processor that the guest sees.
+    pub cpu: CpuModel,
     /// What it boots.
     pub kernel: Kernel,
     /// Disks, in the guest's order.
@@ -134,6 +137,9 @@ pub enum MachineError {
     /// Something else, or another age's.
     #[error("what stands for /dev/kvm is no KVM of a version that is known here")]
     NotKvm,
+    /// The host's processor is not the one that the guest is to see.
+    #[error("this host's processor does not have all of the CPU model: it lacks {0}")]
+    CpuModel(String),
     /// KVM's answer.
     #[error("{what}: {source}")]
     Kvm {
