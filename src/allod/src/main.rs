@@ -2,6 +2,7 @@
 
 mod config;
 mod drivers;
+mod machine;
 mod notify;
 mod serve;
 mod state;
@@ -34,6 +35,8 @@ enum Command {
     Serve(ConfigFile),
     /// End everything on this node: guests, switch and daemon, with what they made on the host.
     Stop(ConfigFile),
+    /// Run one machine of the embedded monitor on this terminal, without a cloud around it.
+    Machine(machine::Arguments),
     /// Read the configuration and say whether it is right.
     CheckConfig(ConfigFile),
 }
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
             init_log(&config);
             stop::stop(&config)
         }),
+        Command::Machine(arguments) => machine::run(&arguments),
         Command::CheckConfig(file) => file.load().map(|_| println!("the configuration is right")),
     };
     match result {

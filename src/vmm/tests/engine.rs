@@ -324,9 +324,14 @@ async fn the_monitor_is_locked_in() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(root, ["guest"]);
+    // The filter of the process, and for the vCPU one of its own on top.
+    let mut filters = std::collections::BTreeMap::new();
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
-        assert!(status.contains("Seccomp:\t2"), "{status}");
+        let task: i32 = task.unwrap().file_name().to_str().unwrap().parse().unwrap();
+        assert_eq!(status(task, "Seccomp:"), "2");
+        let count: u32 = status(task, "Seccomp_filters:").parse().unwrap();
+        filters.insert(status(task, "Name:"), count);
     }
+    assert_eq!(filters["vcpu0"], filters["machine"] + 1, "{filters:?}");
     bench.engine.stop(ID, StopMode::Hard).await.unwrap();
 }

@@ -7,6 +7,8 @@ use disk::convert::ConvertError;
 use model::disk::{ConvertSpec, Converted, DiskSpec};
 use process::child::{Main, Start};
 use serde::{Deserialize, Serialize};
+use virtio::block::Geometry;
+use vmm::kvm::Storage;
 
 /// `allod switch`.
 pub const SWITCH: &str = "switch";
@@ -67,11 +69,13 @@ pub fn disk(mut start: Start) -> Result<(), String> {
 
 /// A guest on the embedded monitor, which owns the guest's disks.
 pub fn guest(start: Start) -> Result<(), String> {
-    vmm::kvm::engine::child::run(start, |spec, file| {
-        let opened = disk::open(spec, file.into(), disk::EngineKind::Best);
-        let (geometry, engine) = opened.map_err(text)?;
-        Ok((geometry, Box::new(engine)))
-    })
+    vmm::kvm::engine::child::run(start, open_disk)
+}
+
+/// A volume's file as a disk of the embedded monitor.
+pub fn open_disk(spec: &DiskSpec, file: OwnedFd) -> Result<(Geometry, Box<dyn Storage>), String> {
+    let (geometry, engine) = disk::open(spec, file.into(), disk::EngineKind::Best).map_err(text)?;
+    Ok((geometry, Box::new(engine)))
 }
 
 /// What a conversion comes to.

@@ -9,10 +9,11 @@ mod privileges;
 mod syscalls;
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-pub use syscalls::Profile;
+pub use syscalls::{Profile, Thread};
 
 /// What a child is locked into.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,6 +140,23 @@ impl Jail {
         privileges::set_limits(&self.limits)?;
         privileges::drop_all(self.uid)?;
         privileges::landlock(&self.files)?;
-        syscalls::filter(self.profile, self.enforcement)
+        syscalls::filter(self.profile, self.enforcement)?;
+        // Set once: there is no way into a second jail.
+        let _ = ENTERED.set((self.profile, self.enforcement));
+        Ok(())
+    }
+}
+
+/// The jail that this process is in.
+static ENTERED: OnceLock<(Profile, Enforcement)> = OnceLock::new();
+
+/// Lock this thread further in: it needs less than its process. Outside the jail of [`Profile::Vmm`] nothing happens.
+///
+/// # Errors
+/// If the filter cannot be had; the thread must not run then.
+pub fn narrow(thread: Thread) -> Result<(), JailError> {
+    match ENTERED.get() {
+        Some((Profile::Vmm, enforcement)) => syscalls::narrow(thread, *enforcement),
+        _ => Ok(()),
     }
 }

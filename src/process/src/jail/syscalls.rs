@@ -1,6 +1,7 @@
 //! System-call filters (seccomp(2)): what each kind of child needs, by name.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -297,15 +298,118 @@ const KVM_NUMBERS: &[u64] = &[
     0xad, // KVMCLOCK_CTRL
 ];
 
+/// KVM's ioctls that make a machine: no vCPU needs them.
+const KVM_MAKING: &[u64] = &[0x01, 0x41, 0x46, 0x47, 0x48, 0x60, 0x77];
+
+/// A thread that needs less than its process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Thread {
+    /// A vCPU of `allod vmm`, which drives the machine's devices: all but what makes a machine.
+    Vcpu,
+    /// A device's thread: events, memory, and reading and writing descriptors that it has.
+    Device,
+}
+
+/// What is taken from both kinds of threads.
+const NOT_OF_THREADS: &[i64] = &[
+    libc::SYS_memfd_create,
+    libc::SYS_signalfd4,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_copy_file_range,
+    libc::SYS_splice,
+    libc::SYS_tee,
+    libc::SYS_sendfile,
+    libc::SYS_flock,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_register,
+    libc::SYS_seccomp,
+];
+
+/// What is taken from devices' threads beyond that.
+const NOT_OF_DEVICES: &[i64] = &[
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_socket,
+    libc::SYS_connect,
+    libc::SYS_ftruncate,
+    libc::SYS_tgkill,
+    libc::SYS_eventfd2,
+    libc::SYS_epoll_create1,
+    libc::SYS_pipe2,
+    libc::SYS_timerfd_create,
+    libc::SYS_setsockopt,
+];
+
+/// Lock this thread further in, and all that it makes. The process must be in its jail.
+pub(super) fn narrow(thread: Thread, enforcement: Enforcement) -> Result<(), JailError> {
+    // Made once: machines start in a few milliseconds.
+    static PROGRAMS: [OnceLock<Result<BpfProgram, String>>; 2] = [OnceLock::new(), OnceLock::new()];
+    let program = PROGRAMS[thread as usize].get_or_init(|| {
+        let text = |error: seccompiler::BackendError| error.to_string();
+        let mut rules = allowed(Profile::Vmm, enforcement == Enforcement::Kill).map_err(text)?;
+        rules.retain(|call, _| !NOT_OF_THREADS.contains(call));
+        // A filter that lies beneath lets this through with its own answer.
+        let kvm = |number: &u64| argument(1, SeccompCmpOp::MaskedEq(0xffff), KVM | number);
+        match thread {
+            Thread::Vcpu => {
+                // The last thing that a new thread of a device does before it runs is to be narrowed itself.
+                rules.insert(libc::SYS_seccomp, Vec::new());
+                let mut ioctls = plain_ioctls().map_err(text)?;
+                for number in KVM_NUMBERS.iter().filter(|number| !KVM_MAKING.contains(number)) {
+                    ioctls.push(kvm(number).map_err(text)?);
+                }
+                rules.insert(libc::SYS_ioctl, ioctls);
+            }
+            Thread::Device => {
+                rules.retain(|call, _| !NOT_OF_DEVICES.contains(call));
+                rules.insert(libc::SYS_ioctl, plain_ioctls().map_err(text)?);
+            }
+        }
+        program(rules, enforcement.otherwise(), SeccompAction::Allow).map_err(|error| error.to_string())
+    });
+    match program {
+        Ok(program) => apply_filter(program).map_err(|error| JailError::Seccomp(error.to_string())),
+        Err(error) => Err(JailError::Seccomp(error.clone())),
+    }
+}
+
+/// ioctl(2) on descriptors of any kind.
+fn plain_ioctls() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::TCGETS]
+        .into_iter()
+        .map(|request| argument(1, SeccompCmpOp::Eq, request))
+        .collect()
+}
+
+fn program(
+    rules: Rules,
+    mismatch: SeccompAction,
+    matched: SeccompAction,
+) -> Result<BpfProgram, seccompiler::BackendError> {
+    SeccompFilter::new(rules, mismatch, matched, TargetArch::x86_64)?.try_into()
+}
+
+impl Enforcement {
+    /// What happens at a system call that is not allowed.
+    fn otherwise(self) -> SeccompAction {
+        match self {
+            Enforcement::Kill => SeccompAction::KillProcess,
+            Enforcement::Log => SeccompAction::Log,
+        }
+    }
+}
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Apply the profile to this thread and all that it makes.
 pub(super) fn filter(profile: Profile, enforcement: Enforcement) -> Result<(), JailError> {
     let failed = |error: &dyn std::fmt::Display| JailError::Seccomp(error.to_string());
-    let otherwise = match enforcement {
-        Enforcement::Kill => SeccompAction::KillProcess,
-        Enforcement::Log => SeccompAction::Log,
-    };
     let answers = profile != Profile::Guest && enforcement == Enforcement::Kill;
     let allowed = allowed(profile, answers).map_err(|e| failed(&e))?;
     let mut filters = Vec::new();
@@ -325,11 +429,9 @@ pub(super) fn filter(profile: Profile, enforcement: Enforcement) -> Result<(), J
         ));
     }
     // The strictest last: it does not allow making filters.
-    filters.push((allowed, otherwise, SeccompAction::Allow));
+    filters.push((allowed, enforcement.otherwise(), SeccompAction::Allow));
     for (rules, mismatch, matched) in filters {
-        let program: BpfProgram = SeccompFilter::new(rules, mismatch, matched, TargetArch::x86_64)
-            .and_then(TryInto::try_into)
-            .map_err(|e| failed(&e))?;
+        let program = program(rules, mismatch, matched).map_err(|e| failed(&e))?;
         apply_filter(&program).map_err(|e| failed(&e))?;
     }
     Ok(())
@@ -366,36 +468,34 @@ fn allowed(profile: Profile, answers: bool) -> Result<Rules, seccompiler::Backen
     let name = u64::from(libc::PR_SET_NAME.unsigned_abs());
     // Threads name themselves, and the allocator names the memory that it maps; it does so whenever it needs more.
     let memory = libc::PR_SET_VMA as u64;
-    rules.insert(
-        libc::SYS_prctl,
-        vec![
-            argument(0, SeccompCmpOp::Eq, name)?,
-            argument(0, SeccompCmpOp::Eq, memory)?,
-        ],
-    );
-    let mut ioctls = vec![libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::TCGETS];
+    let mut prctls = vec![
+        argument(0, SeccompCmpOp::Eq, name)?,
+        argument(0, SeccompCmpOp::Eq, memory)?,
+    ];
+    let mut ioctls = plain_ioctls()?;
     if disk {
-        ioctls.push(BLKGETSIZE64);
+        ioctls.push(argument(1, SeccompCmpOp::Eq, BLKGETSIZE64)?);
     }
     if profile == Profile::Switch {
-        ioctls.extend(TUN_IOCTLS);
+        for request in TUN_IOCTLS {
+            ioctls.push(argument(1, SeccompCmpOp::Eq, *request)?);
+        }
     }
-    let mut ioctls: Vec<_> = ioctls
-        .into_iter()
-        .map(|request| argument(1, SeccompCmpOp::Eq, request))
-        .collect();
     if profile == Profile::Vmm {
-        ioctls.extend(
-            KVM_NUMBERS
-                .iter()
-                .map(|number| argument(1, SeccompCmpOp::MaskedEq(0xffff), KVM | number)),
-        );
+        // Threads lock themselves further in (`narrow`).
+        rules.insert(libc::SYS_seccomp, Vec::new());
+        let no_new_privileges = u64::from(libc::PR_SET_NO_NEW_PRIVS.unsigned_abs());
+        prctls.push(argument(0, SeccompCmpOp::Eq, no_new_privileges)?);
+        for number in KVM_NUMBERS {
+            ioctls.push(argument(1, SeccompCmpOp::MaskedEq(0xffff), KVM | number)?);
+        }
         // The network devices connect to the switch, again whenever it is replaced.
         let unix = u64::from(libc::AF_UNIX.unsigned_abs());
         rules.insert(libc::SYS_socket, vec![argument(0, SeccompCmpOp::Eq, unix)?]);
         rules.insert(libc::SYS_connect, Vec::new());
     }
-    rules.insert(libc::SYS_ioctl, ioctls.into_iter().collect::<Result<_, _>>()?);
+    rules.insert(libc::SYS_prctl, prctls);
+    rules.insert(libc::SYS_ioctl, ioctls);
     Ok(rules)
 }
 

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use process::jail::{self, Thread};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::gate::Gate;
@@ -98,6 +99,11 @@ struct Runner {
 
 impl Runner {
     fn live(self) {
+        if let Err(error) = jail::narrow(Thread::Vcpu) {
+            return self
+                .requests
+                .ask(Request::Fail(format!("vCPU {}: {error}", self.index)));
+        }
         while self.gate.enter() {
             let inside = Inside(&self);
             let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use process::jail::{self, Thread};
 use virtio::memory::Memory;
 use virtio::vring::Vring;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -26,6 +27,8 @@ const WATCHED: u64 = 1 << 32;
 
 /// What serves a device's queues.
 pub(in crate::kvm) trait Service: Send + 'static {
+    /// It makes do with the descriptors that it has: its thread is locked further in.
+    const MODEST: bool = true;
     /// The driver is ready: watch what is to be watched.
     fn begin(&mut self, _floor: &mut Floor) {}
     /// Serve a ring that was kicked, or marked. True if there is more to do at once. A ring that broke raises the alarm.
@@ -214,7 +217,20 @@ impl<S: Service> Post<S> {
         let thread = std::thread::Builder::new()
             .name(self.name.clone())
             .spawn(move || {
-                work(&inner, &epoll);
+                let narrowed = if S::MODEST {
+                    jail::narrow(Thread::Device)
+                } else {
+                    Ok(())
+                };
+                match narrowed {
+                    Ok(()) => work(&inner, &epoll),
+                    Err(error) => {
+                        tracing::error!(%error, "a device's thread");
+                        if let Some(floor) = &lock(&inner).floor {
+                            floor.alarm.raise();
+                        }
+                    }
+                }
                 drop(kicks);
             });
         match thread {
