@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use vmm::qemu::QemuEngine;
-use vmm::{Accelerator, Engine, EngineError, Plan, PlannedBoot, PlannedDisk, console};
+use vmm::{Accelerator, Engine, EngineError, Plan, PlannedBoot, PlannedDevice, PlannedDisk, console};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -54,6 +54,16 @@ const OBEY_BUTTON: &[u8] = &[
     0xf6, 0xc4, 0x01, // test ah, 1
     0x74, 0xfa, // jz wait
     0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, // power off
+];
+/// Without interrupts: stop the clock, change the memory map, then compute for ever, so that nothing makes the vCPU pause.
+const COMPUTE: &[u8] = &[
+    0xb0, 0x30, 0xe6, 0x43, // mov al, 0x30; out 0x43, al: the timer counts once
+    0xba, 0xf8, 0x0c, 0x66, 0xb8, 0x90, 0x00, 0x00, 0x80, 0x66,
+    0xef, // mov dx, 0xcf8; mov eax, 0x80000090; out dx, eax
+    0xba, 0xfd, 0x0c, // mov dx, 0xcfd: PAM1 of the Q35 host bridge, what is at 0xc0000
+    0x30, 0xc0, 0xee, // xor al, al; out dx, al: ROM
+    0xb0, 0x33, 0xee, // mov al, 0x33; out dx, al: RAM
+    0xeb, 0xfe, // jmp $
 ];
 /// Print again, and again.
 const AGAIN: &[u8] = &[0xeb, 0xea];
@@ -274,6 +284,31 @@ async fn the_power_button_is_obeyed_or_the_plug_is_pulled() {
         bench.events.try_recv().is_err(),
         "a stop that was asked for is no event"
     );
+}
+
+/// QEMU frees memory when all vCPUs have paused, which this one does not; and whoever waits for that is not heard of again.
+#[tokio::test]
+async fn a_guest_that_never_rests_is_given_devices() {
+    let bench = bench(Isolation::Process, &boot_sector("computing", COMPUTE)).await;
+    let plan = bench.plan();
+    bench.engine.start(&plan).await.unwrap();
+    bench.printed("computing").await;
+    // QEMU waits for some 50 ms until it begins to wait for vCPUs.
+    sleep(Duration::from_millis(500)).await;
+    for socket in ["disk1", "disk2"] {
+        // The same disk by another name.
+        std::os::unix::fs::symlink("disk0", plan.sockets().join(socket)).unwrap();
+        let disk = PlannedDevice::Disk(PlannedDisk {
+            socket: socket.into(),
+            queues: 1,
+            serial: socket.into(),
+            embedded: None,
+        });
+        for _ in 0..2 {
+            bench.engine.plug(plan.id, &disk).await.unwrap();
+        }
+    }
+    bench.engine.stop(plan.id, StopMode::Hard).await.unwrap();
 }
 
 #[tokio::test]

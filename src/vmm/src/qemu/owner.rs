@@ -325,6 +325,7 @@ pub(super) async fn ask(
     match timeout(OBEY, connection.execute(command, arguments)).await {
         Ok(result) => Ok(result?),
         Err(_) => {
+            warn!(command, "a monitor does not answer and is given up");
             *qmp = None;
             Err(QmpError::TimedOut.into())
         }
