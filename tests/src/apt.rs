@@ -36,7 +36,8 @@ pub fn install(packages: &[&str], steps: &Steps) -> Result<()> {
         let mut command = Command::new("apt-get");
         command
             .env("DEBIAN_FRONTEND", "noninteractive")
-            .arg("-qy")
+            // Another apt, such as a fresh machine's own upgrade, is waited for.
+            .args(["-qy", "-o", "DPkg::Lock::Timeout=300"])
             .args(arguments);
         finish(&mut command)
     };
