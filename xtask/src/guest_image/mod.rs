@@ -385,6 +385,11 @@ fn make_root(
         ("etc/shells", "/bin/sh\n"),
         ("etc/hostname", "allod-guest\n"),
         ("etc/hosts", "127.0.0.1 localhost\n"),
+        (
+            "etc/fstab",
+            "devpts /dev/pts devpts mode=620,gid=5 0 0\ntmpfs /tmp tmpfs mode=1777,nosuid,nodev 0 0\n\
+             tmpfs /run tmpfs mode=755,nosuid,nodev 0 0\n",
+        ),
         ("etc/resolv.conf", ""),
         (
             "etc/profile",
