@@ -5,6 +5,7 @@ pub mod apt;
 pub mod cloud;
 pub mod host;
 pub mod http;
+pub mod kvm;
 pub mod netns;
 pub mod paths;
 pub mod progress;

@@ -41,3 +41,8 @@ pub fn release_binary() -> PathBuf {
 pub fn guest_image() -> PathBuf {
     env::var_os("ALLOD_GUEST_IMAGE").map_or_else(|| target().join("guest/allod-guest.qcow2"), PathBuf::from)
 }
+
+/// The kernel that boots on this host's KVM: `ALLOD_KVM_LINUX` in the environment, else where `cargo xtask kvm-linux` puts it.
+pub fn kvm_linux() -> PathBuf {
+    env::var_os(crate::kvm::LINUX).map_or_else(|| target().join("kvm-linux/linux"), PathBuf::from)
+}
