@@ -5,6 +5,7 @@ mod build;
 mod conformance;
 mod demo;
 mod guest_image;
+mod kvm_linux;
 mod test;
 mod torture;
 
@@ -55,6 +56,8 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+    /// Make the kernel that guests boot on this host's KVM, and say what tests are told of it.
+    KvmLinux,
 }
 
 #[derive(Debug, Subcommand)]
@@ -96,6 +99,11 @@ fn main() -> ExitCode {
             let out = out.unwrap_or_else(guest_image::default_path);
             guest_image::build(&out, &steps).map(|()| println!("{}", out.display()))
         }
+        Command::KvmLinux => kvm_linux::prepare(&steps).map(|environment| {
+            for (name, value) in environment {
+                println!("export {name}='{}'", value.display());
+            }
+        }),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

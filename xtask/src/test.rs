@@ -1,5 +1,6 @@
 //! `cargo xtask test`: what CI runs, and how long each part took.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
@@ -9,7 +10,7 @@ use allod_tests::{apt, paths, venv};
 use anyhow::{Context, Result, ensure};
 
 use crate::conformance::{self, Suite};
-use crate::{build, guest_image, torture};
+use crate::{build, guest_image, kvm_linux, torture};
 
 /// Kills of the daemon, and of a disk's process, in CI.
 const DAEMON_KILLS: u32 = 20;
@@ -31,6 +32,7 @@ pub fn needs(steps: &Steps) -> Result<()> {
     let packages = [
         build::HOST_PACKAGES,
         guest_image::HOST_PACKAGES,
+        kvm_linux::host_packages(),
         venv::HOST_PACKAGES,
         build::RUN_PACKAGES,
         PEERS,
@@ -73,9 +75,13 @@ pub fn run(steps: &Steps) -> Result<()> {
         "guest image",
         guest_image::build(&guest_image::default_path(), steps),
     );
+    let kvm = kvm_linux::prepare(steps).unwrap_or_else(|error| {
+        totals.one("kernel for KVM", Err(error));
+        Vec::new()
+    });
     totals.one("build tests", build_tests(steps));
-    unit_tests(&mut totals, steps);
-    end_to_end(&mut totals, steps);
+    unit_tests(&mut totals, &kvm, steps);
+    end_to_end(&mut totals, &kvm, steps);
     totals.one(
         "conformance scs",
         conformance::judge(Suite::Scs, &conformance::Options::whole(), steps),
@@ -97,11 +103,19 @@ fn build_tests(steps: &Steps) -> Result<()> {
     build::with_progress("build tests", &arguments, &["--workspace"], steps)
 }
 
-fn unit_tests(totals: &mut Totals, steps: &Steps) {
+/// Names and values in the environment of tests.
+type Environment<'a> = &'a [(&'static str, OsString)];
+
+fn unit_tests(totals: &mut Totals, kvm: Environment, steps: &Steps) {
+    let cargo = || {
+        let mut cargo = build::cargo();
+        cargo.envs(kvm.iter().cloned());
+        cargo
+    };
     if exists("cargo-nextest") {
         let filter = format!("not ({END_TO_END})");
         let arguments = ["nextest", "run", "--workspace", "--no-fail-fast", "-E", &filter];
-        totals.tests("unit tests", steps, &mut build::cargo(), &arguments);
+        totals.tests("unit tests", steps, &mut cargo(), &arguments);
     } else {
         let arguments = [
             "test",
@@ -111,15 +125,16 @@ fn unit_tests(totals: &mut Totals, steps: &Steps) {
             "allod-tests",
             "--no-fail-fast",
         ];
-        totals.tests("unit tests", steps, &mut build::cargo(), &arguments);
+        totals.tests("unit tests", steps, &mut cargo(), &arguments);
         let arguments = ["test", "--quiet", "-p", "allod-tests", "--lib", "--test", "rooms"];
-        totals.tests("rooms", steps, &mut build::cargo(), &arguments);
+        totals.tests("rooms", steps, &mut cargo(), &arguments);
     }
 }
 
-fn end_to_end(totals: &mut Totals, steps: &Steps) {
+fn end_to_end(totals: &mut Totals, kvm: Environment, steps: &Steps) {
     let mut cargo = build::cargo();
     cargo
+        .envs(kvm.iter().cloned())
         .env("ALLOD", paths::release_binary())
         .env("ALLOD_GUEST_IMAGE", guest_image::default_path());
     if exists("cargo-nextest") {

@@ -10,7 +10,7 @@
 
 mod cpio;
 mod modules;
-mod packages;
+pub mod packages;
 mod qcow2;
 
 use std::collections::BTreeMap;
@@ -68,6 +68,8 @@ const LATE_MODULES: &[&str] = &[
     "nls_utf8",
     "isofs",
 ];
+/// Modules without which Debian's kernel sees no entropy device.
+const ENTROPY_MODULES: &[&str] = &["virtio_pci", "virtio_rng"];
 /// Modules that lie there for `insmod` by hand.
 const SPARE_MODULES: &[&str] = &[
     "virtio_scsi",
@@ -139,26 +141,12 @@ pub fn build(out: &Path, steps: &Steps) -> Result<()> {
     apt::install(HOST_PACKAGES, steps)?;
     let step = steps.start("guest image: packages");
     let folder = paths::target().join("guest");
-    let (kernel, versions) = wanted().or_else(|_| {
-        // A fresh machine may have no lists of packages.
-        run("apt-get", &["-q", "update"])?;
-        wanted()
-    })?;
+    let (kernel, versions) = current()?;
     let cached = folder.join(format!("allod-guest-{:016x}.qcow2", recipe(&versions)?));
     if cached.exists() {
         step.done("cached");
     } else {
-        let place = folder.join("packages");
-        let (kernel, versions, unpacked) = match packages::unpack(&place, &versions) {
-            Ok(unpacked) => (kernel, versions, unpacked),
-            Err(_) => {
-                // Old lists name versions that the archive has replaced.
-                run("apt-get", &["-q", "update"])?;
-                let (kernel, versions) = wanted()?;
-                let unpacked = packages::unpack(&place, &versions)?;
-                (kernel, versions, unpacked)
-            }
-        };
+        let (kernel, versions, unpacked) = unpack(&folder, kernel, versions)?;
         step.done(&format!("{} packages", versions.len()));
         let step = steps.start("guest image: build");
         fs::create_dir_all(&folder)?;
@@ -177,6 +165,67 @@ pub fn build(out: &Path, steps: &Steps) -> Result<()> {
     fs::copy(&cached, &part).with_context(|| format!("cannot write {}", part.display()))?;
     fs::rename(&part, out)?;
     Ok(())
+}
+
+/// What a monitor that loads kernels itself boots from the small guest's disk.
+#[derive(Debug)]
+pub struct BootParts {
+    /// Debian's cloud kernel, a bzImage.
+    pub kernel: PathBuf,
+    /// The initramfs that is in the image, too.
+    pub initramfs: PathBuf,
+    /// The modules for the entropy device, each after those that it needs.
+    pub entropy: Vec<PathBuf>,
+}
+
+/// Makes what of the image a monitor can load itself.
+pub fn boot_parts(steps: &Steps) -> Result<BootParts> {
+    let step = steps.start("the distribution's kernel");
+    let folder = paths::target().join("guest");
+    let (kernel, versions) = current()?;
+    let (kernel, _, unpacked) = unpack(&folder, kernel, versions)?;
+    let release = release(&kernel)?;
+    let available = modules::Modules::of(&unpacked.folder(&kernel), release)?;
+    let initramfs = folder.join("initramfs");
+    fs::write(&initramfs, make_initramfs(&unpacked, &available)?)?;
+    let entropy = available.closure(ENTROPY_MODULES)?;
+    step.done(release);
+    Ok(BootParts {
+        kernel: unpacked.folder(&kernel).join(format!("boot/vmlinuz-{release}")),
+        initramfs,
+        entropy: entropy.into_iter().map(|module| module.path.clone()).collect(),
+    })
+}
+
+/// The kernel's package, and all packages with their versions; on a fresh machine, which may have no lists of packages, too.
+fn current() -> Result<(String, BTreeMap<String, String>)> {
+    wanted().or_else(|_| {
+        run("apt-get", &["-q", "update"])?;
+        wanted()
+    })
+}
+
+/// Those packages, unpacked; newer ones, where the archive has replaced what old lists name.
+fn unpack(
+    folder: &Path,
+    kernel: String,
+    versions: BTreeMap<String, String>,
+) -> Result<(String, BTreeMap<String, String>, packages::Unpacked)> {
+    let place = folder.join("packages");
+    if let Ok(unpacked) = packages::unpack(&place, &versions) {
+        return Ok((kernel, versions, unpacked));
+    }
+    run("apt-get", &["-q", "update"])?;
+    let (kernel, versions) = wanted()?;
+    let unpacked = packages::unpack(&place, &versions)?;
+    Ok((kernel, versions, unpacked))
+}
+
+/// The release that a kernel's package is named after.
+fn release(kernel: &str) -> Result<&str> {
+    kernel
+        .strip_prefix("linux-image-")
+        .context("a kernel package has a kernel's name")
 }
 
 /// The kernel's package, and all packages with the versions that the archive has.
@@ -212,13 +261,8 @@ fn assets() -> PathBuf {
 
 /// Lays the parts out on a raw disk.
 fn assemble(work: &Path, unpacked: &packages::Unpacked, kernel: &str) -> Result<PathBuf> {
-    let release = kernel
-        .strip_prefix("linux-image-")
-        .context("a kernel package has a kernel's name")?;
-    let tree = unpacked
-        .folder(kernel)
-        .join(format!("lib/modules/{release}/kernel"));
-    let available = modules::Modules::scan(&tree)?;
+    let release = release(kernel)?;
+    let available = modules::Modules::of(&unpacked.folder(kernel), release)?;
 
     let initramfs = work.join("initrd");
     fs::write(&initramfs, make_initramfs(unpacked, &available)?)?;

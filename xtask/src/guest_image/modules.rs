@@ -25,8 +25,13 @@ pub struct Modules {
 }
 
 impl Modules {
+    /// The modules of an unpacked kernel's package.
+    pub fn of(package: &Path, release: &str) -> Result<Self> {
+        Self::scan(&package.join(format!("lib/modules/{release}/kernel")))
+    }
+
     /// Finds all modules below a folder.
-    pub fn scan(folder: &Path) -> Result<Self> {
+    fn scan(folder: &Path) -> Result<Self> {
         let mut paths = BTreeMap::new();
         let mut folders = vec![folder.to_owned()];
         while let Some(folder) = folders.pop() {
