@@ -1,11 +1,24 @@
-# The first process of a small Linux guest: says hello, reads the entropy device, and then does what the first character of its
-# last argument says.
+# The first process of a small Linux guest: says hello, loads the modules /a, /b and so on, reads the entropy device, and then
+# does what the first character of its last argument says.
         .intel_syntax noprefix
         .globl _start
 _start: lea rsi, hello[rip]
         mov edx, offset hello_length
         call print
-        mov eax, 2                      # open
+1:      mov eax, 2                      # open
+        lea rdi, module[rip]
+        xor esi, esi
+        syscall
+        test eax, eax
+        js 2f                           # no more modules
+        mov edi, eax
+        mov eax, 313                    # finit_module
+        lea rsi, empty[rip]
+        xor edx, edx
+        syscall
+        inc byte ptr module[rip + 1]
+        jmp 1b
+2:      mov eax, 2                      # open
         lea rdi, device[rip]
         xor esi, esi
         syscall
@@ -39,6 +52,8 @@ print:  mov eax, 1                      # write
         syscall
         ret
 
+module: .asciz "/a"
+empty:  .asciz ""
 device: .asciz "/dev/hwrng"
 hello:  .ascii "HELLO-FROM-GUEST\n"
         .set hello_length, . - hello

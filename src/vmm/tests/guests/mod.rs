@@ -41,8 +41,8 @@ fn run(command: &mut Command) {
     );
 }
 
-/// An initial RAM disk with a console and the small first process.
-pub fn initramfs() -> File {
+/// An initial RAM disk with a console, the small first process, and modules that it loads in this order.
+pub fn initramfs(modules: &[PathBuf]) -> File {
     let program = folder().join("init");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/init.S");
     run(Command::new("cc")
@@ -56,14 +56,20 @@ pub fn initramfs() -> File {
         ])
         .args([&program, &source]));
     let mut archive = Vec::new();
+    let file = |name: String, path: &Path| (name, 0o100_755, (0, 0), std::fs::read(path).unwrap());
+    let node = |name: &str, mode, device| (name.to_owned(), mode, device, Vec::new());
+    let mut entries = vec![
+        node("dev", 0o040_755, (0, 0)),
+        node("dev/console", 0o020_600, (5, 1)),
+        node("dev/hwrng", 0o020_600, (10, 183)),
+        file("init".into(), &program),
+    ];
+    for (letter, module) in ('a'..='z').zip(modules) {
+        entries.push(file(letter.into(), module));
+    }
+    entries.push(node("TRAILER!!!", 0, (0, 0)));
     // (name, mode, device, content), in cpio's "new ASCII" format (`Documentation/driver-api/early-userspace/buffer-format.rst`).
-    for (name, mode, (major, minor), content) in [
-        ("dev", 0o040_755, (0, 0), Vec::new()),
-        ("dev/console", 0o020_600, (5, 1), Vec::new()),
-        ("dev/hwrng", 0o020_600, (10, 183), Vec::new()),
-        ("init", 0o100_755, (0, 0), std::fs::read(&program).unwrap()),
-        ("TRAILER!!!", 0, (0, 0), Vec::new()),
-    ] {
+    for (name, mode, (major, minor), content) in entries {
         let size = content.len();
         let words = [0, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name.len() + 1, 0];
         archive.extend(b"070701");
