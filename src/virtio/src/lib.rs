@@ -10,8 +10,10 @@
 //! - [`inflight`]: the record of unfinished requests that survives the death of a backend.
 //! - [`block`]: the block device.
 //! - [`entropy`]: the entropy device.
+//! - [`balloon`]: the memory balloon, with free page reporting.
 //! - [`vhost_user`]: the backend's side of the vhost-user protocol. Start there to write a device's child process.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod entropy;

@@ -435,6 +435,8 @@ impl Vring {
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 /// Checks that `fd` can be an eventfd, and that writing to it will not block.

@@ -107,6 +107,7 @@ fn spec(command: &str) -> Spec {
             command_line: command.into(),
         },
         disks: Vec::new(),
+        balloon: false,
     }
 }
 

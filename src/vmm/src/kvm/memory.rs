@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Weak};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
@@ -12,7 +14,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 use thiserror::Error;
 use virtio::memory::Memory;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
 
 use super::layout::{CONVENTIONAL_END, ECAM, ECAM_SIZE, HIGH_MEMORY, HOLE, KERNEL};
 
@@ -20,6 +24,8 @@ use super::layout::{CONVENTIONAL_END, ECAM, ECAM_SIZE, HIGH_MEMORY, HOLE, KERNEL
 pub const MIN_MIB: u64 = 2;
 /// The most memory in MiB: 2 TiB.
 pub const MAX_MIB: u64 = 2 << 20;
+/// The size of an x86-64 host's page in bytes.
+const PAGE: u64 = 4096;
 /// The size of a huge page in MiB.
 const HUGE_MIB: u64 = 2;
 
@@ -128,6 +134,13 @@ impl Ram {
         &self.file
     }
 
+    /// How much of the host's memory it takes.
+    pub(super) fn gauge(&self) -> Gauge {
+        let first = self.memory.iter().next();
+        let file = first.and_then(|region| region.file_offset());
+        Gauge(file.map(|file| Arc::downgrade(file.arc())).unwrap_or_default())
+    }
+
     /// Where memory below the hole ends.
     pub fn low_end(&self) -> u64 {
         self.bytes.min(HOLE)
@@ -180,6 +193,48 @@ impl Ram {
     }
 }
 
+/// Give what whole pages lie in a range of the guest's memory back to the host; what lies outside of memory does not count.
+/// The bytes that were given back. They read as zeroes afterwards.
+///
+/// Others map the same file: the switch and disks' owners. A page that they, or the guest, touch again is there again, so that
+/// this takes nothing from them but the content, which the guest said it does without. What the system reads from or writes
+/// to a page at that time keeps it until it is done. Not for huge pages: one that is missing at a later touch would be a SIGBUS.
+///
+/// # Errors
+/// If the system refuses.
+pub(super) fn give_back(memory: &Memory, start: GuestAddress, length: u64) -> Result<u64, Errno> {
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let end = start.0.saturating_add(length);
+    let mut given = 0;
+    for region in memory.iter() {
+        let base = region.start_addr().0;
+        // Regions are aligned, and so are their offsets in the file.
+        let first = start.0.max(base).next_multiple_of(PAGE);
+        let last = end.min(base + region.len()) / PAGE * PAGE;
+        let Some(file) = region.file_offset() else {
+            continue;
+        };
+        if first < last {
+            let at = file.start() + (first - base);
+            fallocate(file.file(), punch, offset(at), offset(last - first))?;
+            given += last - first;
+        }
+    }
+    Ok(given)
+}
+
+/// How much of the host's memory a guest's takes, for those who do not keep it.
+#[derive(Debug, Clone)]
+pub(super) struct Gauge(Weak<File>);
+
+impl Gauge {
+    /// Bytes; `None`: the memory is gone.
+    pub(super) fn resident(&self) -> Option<u64> {
+        let metadata = self.0.upgrade()?.metadata().ok()?;
+        Some(metadata.blocks() * 512)
+    }
+}
+
 /// Guest physical address, size and offset in the file of each part.
 fn parts(bytes: u64) -> impl Iterator<Item = (u64, u64, u64)> {
     let low = bytes.min(HOLE);
@@ -224,6 +279,55 @@ mod tests {
             prop_assert!(!ram.memory().address_in_range(GuestAddress(HOLE)));
             prop_assert!(!ram.memory().address_in_range(GuestAddress(HIGH_MEMORY - 1)));
         }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Whatever range is given back: its whole pages are zero afterwards, and nothing else is another than before.
+        #[test]
+        fn whole_pages_are_given_back_and_nothing_else(
+            start in prop_oneof![0u64..0x20_0000, HOLE - 0x4000..HOLE + 0x4000, HIGH_MEMORY - 0x4000..HIGH_MEMORY + 0x4000, any::<u64>()],
+            length in prop_oneof![0u64..0x8000, Just(2 << 30), any::<u64>()],
+        ) {
+            // Sparse: what is not touched costs nothing.
+            let ram = Ram::new((HOLE >> 20) + 2, false).unwrap();
+            let marks = [0, 0x1000, 0x4000, 0x5000, 0x10_0000, HOLE - 0x2000, HOLE - 0x1000, HIGH_MEMORY, HIGH_MEMORY + 0x1000];
+            for mark in marks {
+                ram.memory().write_slice(&[1; 4096], GuestAddress(mark)).unwrap();
+            }
+            let given = give_back(ram.memory(), GuestAddress(start), length).unwrap();
+            let end = start.saturating_add(length);
+            prop_assert!(given <= length && given.is_multiple_of(PAGE));
+            let mut kept = 0;
+            for mark in marks {
+                let gone = start <= mark && mark + PAGE <= end;
+                let mut page = [0; 4096];
+                ram.memory().read_slice(&mut page, GuestAddress(mark)).unwrap();
+                prop_assert_eq!(page, [u8::from(!gone); 4096], "{:#x}", mark);
+                kept += u64::from(!gone);
+            }
+            // What was read is there again, if only as a page of zeroes.
+            prop_assert!(ram.gauge().resident().unwrap() >= kept * PAGE);
+        }
+    }
+
+    #[test]
+    fn what_is_given_back_is_the_hosts_again() {
+        let ram = Ram::new(4, false).unwrap();
+        let gauge = ram.gauge();
+        assert_eq!(gauge.resident(), Some(0));
+        ram.memory()
+            .write_slice(&[1; 0x4000], GuestAddress(0x10_0000))
+            .unwrap();
+        assert_eq!(gauge.resident(), Some(0x4000));
+        assert_eq!(
+            give_back(ram.memory(), GuestAddress(0x10_0001), 0x3fff).unwrap(),
+            0x3000
+        );
+        assert_eq!(gauge.resident(), Some(0x1000));
+        drop(ram);
+        assert_eq!(gauge.resident(), None);
     }
 
     #[test]

@@ -36,4 +36,5 @@ pub use engine::KvmEngine;
 pub use legacy::output::Sink;
 pub use machine::{Control, Ending, Machine, MachineError, Spec, State, Status};
 pub use probe::{Offer, ProbeError, probe};
+pub use virtio::balloon::BalloonStatus;
 pub use virtio::block::{Disk, Storage};

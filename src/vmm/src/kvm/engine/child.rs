@@ -157,6 +157,7 @@ fn prepare(start: &mut Start, open: OpenDisk) -> Result<Prepared, String> {
         cpu: order.cpu,
         kernel,
         disks,
+        balloon: false,
     };
     let machine = Machine::new(spec, log).map_err(text)?;
     machine.control(Control::Start).map_err(text)?;

@@ -32,6 +32,7 @@ use crate::kvm::memory::Ram;
 use crate::kvm::pci::{CONFIG_PORTS, ConfigPorts, Functions, Root, Window};
 use crate::kvm::request::Requests;
 use crate::kvm::virtio::Device;
+use crate::kvm::virtio::balloon::Balloon;
 use crate::kvm::virtio::block::BlockDevice;
 use crate::kvm::virtio::rng::Rng;
 use crate::kvm::virtio::transport::{VirtioPci, WINDOW};
@@ -71,6 +72,7 @@ pub(super) struct Parts {
     pub(super) devices: Vec<Arc<dyn Lifecycle>>,
     pub(super) power: Arc<Power>,
     pub(super) disks: Vec<Arc<BlockDevice>>,
+    pub(super) balloon: Option<Arc<Balloon>>,
     pub(super) vm: Arc<VmFd>,
     pub(super) ram: Ram,
     /// Each vCPU's state before the first boot, and the interrupt controllers'.
@@ -109,6 +111,9 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
             wanted: spec.vcpus,
             most,
         });
+    }
+    if spec.balloon && spec.huge_pages {
+        return Err(MachineError::HugeBalloon);
     }
     let ram = Ram::new(spec.memory_mib, spec.huge_pages)?;
     let vm = Arc::new(make_vm(&system, &ram)?);
@@ -151,6 +156,8 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
     let mut devices: Vec<Arc<dyn Device>> = Vec::new();
     devices.extend(disks.iter().map(|disk| disk.clone() as Arc<dyn Device>));
     devices.push(Arc::new(Rng::default()));
+    let balloon = spec.balloon.then(|| Arc::new(Balloon::new(spec.memory_mib)));
+    devices.extend(balloon.iter().map(|balloon| balloon.clone() as Arc<dyn Device>));
     let functions = make_functions(devices, &ram, &routes)?;
     let root = Arc::new(Root::new(functions.clone()));
     let window = Arc::new(Window::new(layout::HOLE, functions.clone()));
@@ -166,6 +173,7 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
         devices: vec![serial, i8042, control, clock, root, config, power.clone()],
         power,
         disks,
+        balloon,
         vm,
         ram,
         first,

@@ -64,6 +64,14 @@ impl Driver {
                     Err(MachineError::Resize { disk, bytes })
                 }
             }
+            (Control::Balloon { mib }, State::Created | State::Running | State::Paused) => {
+                let balloon = self.parts()?.balloon.as_ref();
+                if balloon.is_some_and(|balloon| balloon.aim(mib)) {
+                    Ok(())
+                } else {
+                    Err(MachineError::Balloon { mib })
+                }
+            }
             (Control::Start, State::Created) => self.or_fail(Self::start),
             (Control::Pause, State::Running) => self.pause(),
             (Control::Pause, State::Paused) => Ok(()),

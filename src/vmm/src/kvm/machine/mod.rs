@@ -38,9 +38,10 @@ use super::bus::Overlap;
 use super::cpu::model::CpuModel;
 use super::event::descriptor;
 use super::legacy::output::Sink;
-use super::memory::MemoryError;
+use super::memory::{Gauge, MemoryError};
 use super::request::Asked;
 use super::virtio::Device;
+use super::virtio::balloon::{Balloon, BalloonStatus};
 use super::virtio::block::{BlockDevice, Disk};
 
 /// The most vCPUs of a machine. Their APIC ids fit into eight bits.
@@ -66,6 +67,8 @@ pub struct Spec {
     pub kernel: Kernel,
     /// Disks, in the guest's order.
     pub disks: Vec<Disk>,
+    /// A memory balloon, which reports free pages, too. Not with huge pages: these cannot be given back.
+    pub balloon: bool,
 }
 
 /// Everything that a machine can be told.
@@ -85,6 +88,11 @@ pub enum Control {
         disk: String,
         /// Its size.
         bytes: u64,
+    },
+    /// Let the guest give up so much memory.
+    Balloon {
+        /// How much, in MiB.
+        mib: u64,
     },
     /// End it. Ended already: nothing happens.
     Stop(StopMode),
@@ -176,6 +184,15 @@ pub enum MachineError {
         /// The size.
         bytes: u64,
     },
+    /// There is no balloon, or it cannot have this size.
+    #[error("this machine cannot give up {mib} MiB of memory")]
+    Balloon {
+        /// The size in MiB.
+        mib: u64,
+    },
+    /// A balloon, and huge pages.
+    #[error("memory in huge pages cannot be given back: a machine with it has no balloon")]
+    HugeBalloon,
     /// Two devices at one address: a fault of this program.
     #[error(transparent)]
     Overlap(#[from] Overlap),
@@ -226,6 +243,8 @@ pub struct Machine {
     send: Sender<Message>,
     board: Arc<Board>,
     disks: Vec<Arc<BlockDevice>>,
+    balloon: Option<Arc<Balloon>>,
+    memory: Gauge,
     driver: Option<JoinHandle<()>>,
 }
 
@@ -249,6 +268,8 @@ impl Machine {
         });
         let parts = build::build(spec, console, &send)?;
         let disks = parts.disks.clone();
+        let balloon = parts.balloon.clone();
+        let memory = parts.ram.gauge();
         let driver = driver::Driver::new(parts, board.clone());
         let driver = std::thread::Builder::new()
             .name("machine".into())
@@ -261,6 +282,8 @@ impl Machine {
             send,
             board,
             disks,
+            balloon,
+            memory,
             driver: Some(driver),
         })
     }
@@ -287,6 +310,16 @@ impl Machine {
     pub fn disk(&self, name: &str) -> Option<DiskStatus> {
         let disk = self.disks.iter().find(|disk| disk.name() == name);
         disk.map(|disk| disk.status())
+    }
+
+    /// How far the guest has come with its balloon, if it has one.
+    pub fn balloon(&self) -> Option<BalloonStatus> {
+        self.balloon.as_ref().map(|balloon| balloon.status())
+    }
+
+    /// Bytes of the host's memory that the guest's takes; none when it has ended.
+    pub fn resident(&self) -> u64 {
+        self.memory.resident().unwrap_or(0)
     }
 
     /// Wait until the status is as wanted, but no longer than this. The status then.

@@ -1,6 +1,7 @@
 //! Virtio devices on PCI (virtio 1.2 §4.1). The devices' logic is the room `virtio`'s; here is what carries it: the
 //! registers, the notifications, and threads.
 
+pub(super) mod balloon;
 pub(super) mod block;
 pub(super) mod registers;
 pub(super) mod rng;
