@@ -10,12 +10,14 @@
 //! - [`inflight`]: the record of unfinished requests that survives the death of a backend.
 //! - [`block`]: the block device.
 //! - [`entropy`]: the entropy device.
+//! - [`console`]: the console device with one port.
 //! - [`balloon`]: the memory balloon, with free page reporting.
 //! - [`vhost_user`]: the backend's side of the vhost-user protocol. Start there to write a device's child process.
 
 pub mod balloon;
 pub mod block;
 pub mod chain;
+pub mod console;
 pub mod entropy;
 pub mod inflight;
 pub mod memory;

@@ -108,6 +108,7 @@ fn spec(command: &str) -> Spec {
         },
         disks: Vec::new(),
         balloon: false,
+        console: None,
     }
 }
 

@@ -38,3 +38,4 @@ pub use machine::{Control, Ending, Machine, MachineError, Spec, State, Status};
 pub use probe::{Offer, ProbeError, probe};
 pub use virtio::balloon::BalloonStatus;
 pub use virtio::block::{Disk, Storage};
+pub use virtio::console::Console;

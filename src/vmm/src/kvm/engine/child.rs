@@ -158,6 +158,7 @@ fn prepare(start: &mut Start, open: OpenDisk) -> Result<Prepared, String> {
         kernel,
         disks,
         balloon: false,
+        console: None,
     };
     let machine = Machine::new(spec, log).map_err(text)?;
     machine.control(Control::Start).map_err(text)?;

@@ -1,4 +1,4 @@
-//! Where the serial line's output goes: a bounded buffer, and a thread that empties it at a bounded rate.
+//! Where a console's output goes: a bounded buffer, and a thread that empties it at a bounded rate.
 //!
 //! A guest that prints faster than [`crate::console::RATE`] waits, as it does on a real line. It waits in short
 //! naps and only while the gate is open, so that it can be paused and stopped at any time.
@@ -34,6 +34,12 @@ impl Sink for Log {
     }
 }
 
+impl Sink for Box<dyn Sink> {
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        (**self).take(bytes)
+    }
+}
+
 impl<F: FnMut(&[u8]) + Send + 'static> Sink for F {
     fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
         self(bytes);
@@ -65,26 +71,42 @@ pub(in crate::kvm) struct Output {
     thread: Option<JoinHandle<()>>,
 }
 
+/// An end of the buffer for those who come again when there is no room.
+pub(in crate::kvm) struct Inlet(Arc<Shared>);
+
+impl Inlet {
+    /// How many bytes have room. Nobody else is to print meanwhile.
+    pub(in crate::kvm) fn room(&self) -> usize {
+        BUFFER.saturating_sub(self.0.lock().bytes.len())
+    }
+
+    /// Print these, for which there is room.
+    pub(in crate::kvm) fn put(&self, bytes: &[u8]) {
+        self.0.lock().bytes.extend(bytes);
+        self.0.changed.notify_one();
+    }
+}
+
 /// The serial line's end of the buffer.
 pub(in crate::kvm) struct Printer {
-    shared: Arc<Shared>,
+    inlet: Inlet,
     gate: Arc<Gate>,
 }
 
 impl Output {
-    /// Into this sink.
+    /// Into this sink, by a thread of this name.
     ///
     /// # Errors
     /// If there is no thread to be had.
-    pub(in crate::kvm) fn start(mut sink: impl Sink) -> io::Result<Self> {
+    pub(in crate::kvm) fn start(name: &'static str, mut sink: impl Sink) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             inner: Mutex::default(),
             changed: Condvar::new(),
         });
         let there = shared.clone();
         let thread = std::thread::Builder::new()
-            .name("serial".into())
-            .spawn(move || empty(&there, &mut sink))?;
+            .name(name.into())
+            .spawn(move || empty(name, &there, &mut sink))?;
         Ok(Output {
             shared,
             thread: Some(thread),
@@ -94,9 +116,14 @@ impl Output {
     /// An end for the serial line.
     pub(in crate::kvm) fn printer(&self, gate: Arc<Gate>) -> Printer {
         Printer {
-            shared: self.shared.clone(),
+            inlet: self.inlet(),
             gate,
         }
+    }
+
+    /// An end for one that does not wait.
+    pub(in crate::kvm) fn inlet(&self) -> Inlet {
+        Inlet(self.shared.clone())
     }
 }
 
@@ -110,7 +137,7 @@ impl Drop for Output {
     }
 }
 
-fn empty(shared: &Shared, sink: &mut impl Sink) {
+fn empty(name: &str, shared: &Shared, sink: &mut impl Sink) {
     let mut bucket = Bucket::new(Instant::now());
     let mut failed = false;
     let mut batch = Vec::new();
@@ -145,7 +172,7 @@ fn empty(shared: &Shared, sink: &mut impl Sink) {
         if let Err(error) = sink.take(&batch)
             && !std::mem::replace(&mut failed, true)
         {
-            tracing::warn!(%error, "the serial console's log cannot be written");
+            tracing::warn!(%error, name, "a console's log cannot be written");
         }
         if !ending {
             std::thread::sleep(GATHER);
@@ -158,14 +185,10 @@ impl Write for Printer {
     /// while nobody listens.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            let mut inner = self.shared.lock();
-            if inner.bytes.len() + bytes.len() <= BUFFER {
-                inner.bytes.extend(bytes);
-                drop(inner);
-                self.shared.changed.notify_one();
+            if bytes.len() <= self.inlet.room() {
+                self.inlet.put(bytes);
                 return Ok(bytes.len());
             }
-            drop(inner);
             if !self.gate.is_open() {
                 return Ok(bytes.len());
             }
@@ -189,8 +212,10 @@ mod tests {
         gate.open();
         let taken = Arc::new(Mutex::new(Vec::new()));
         let there = taken.clone();
-        let output =
-            Output::start(move |bytes: &[u8]| there.lock().unwrap().extend_from_slice(bytes)).unwrap();
+        let output = Output::start("serial", move |bytes: &[u8]| {
+            there.lock().unwrap().extend_from_slice(bytes)
+        })
+        .unwrap();
         let mut printer = output.printer(gate.clone());
         let start = Instant::now();
         let wanted: Vec<u8> = (0..BURST + RATE / 4).map(|i| (i % 251) as u8).collect();
@@ -211,7 +236,7 @@ mod tests {
         gate.open();
         // A sink that never returns while the test runs.
         let (hold, held) = std::sync::mpsc::channel::<()>();
-        let output = Output::start(move |_: &[u8]| {
+        let output = Output::start("serial", move |_: &[u8]| {
             let _ = held.recv();
         })
         .unwrap();

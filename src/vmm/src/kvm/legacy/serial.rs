@@ -167,7 +167,7 @@ mod tests {
     use crate::kvm::legacy::output::Output;
 
     fn line() -> (Output, Serial) {
-        let output = Output::start(|_: &[u8]| ()).unwrap();
+        let output = Output::start("serial", |_: &[u8]| ()).unwrap();
         let printer = output.printer(Arc::new(Gate::new()));
         (
             output,

@@ -34,6 +34,7 @@ use crate::kvm::request::Requests;
 use crate::kvm::virtio::Device;
 use crate::kvm::virtio::balloon::Balloon;
 use crate::kvm::virtio::block::BlockDevice;
+use crate::kvm::virtio::console::ConsoleDevice;
 use crate::kvm::virtio::rng::Rng;
 use crate::kvm::virtio::transport::{VirtioPci, WINDOW};
 
@@ -73,6 +74,7 @@ pub(super) struct Parts {
     pub(super) power: Arc<Power>,
     pub(super) disks: Vec<Arc<BlockDevice>>,
     pub(super) balloon: Option<Arc<Balloon>>,
+    pub(super) console: Option<Arc<ConsoleDevice>>,
     pub(super) vm: Arc<VmFd>,
     pub(super) ram: Ram,
     /// Each vCPU's state before the first boot, and the interrupt controllers'.
@@ -80,8 +82,8 @@ pub(super) struct Parts {
     pub(super) chips: Chips,
     pub(super) kernel: Kernel,
     pub(super) gate: Arc<Gate>,
-    /// Writes what is left of the console when it is dropped.
-    pub(super) _output: Output,
+    /// They write what is left of the consoles when they are dropped.
+    pub(super) _outputs: (Output, Option<Output>),
     pub(super) clock_adjusts: bool,
 }
 
@@ -130,7 +132,7 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
 
     let gate = Arc::new(Gate::new());
     let requests = Requests::new(gate.clone(), send.clone());
-    let output = Output::start(console).map_err(io("cannot start the console's thread"))?;
+    let output = Output::start("serial", console).map_err(io("cannot start the console's thread"))?;
 
     let line = EventFd::new(EFD_NONBLOCK).map_err(io("cannot make an eventfd"))?;
     vm.register_irqfd(&line, layout::SERIAL_IRQ)
@@ -158,6 +160,14 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
     devices.push(Arc::new(Rng::default()));
     let balloon = spec.balloon.then(|| Arc::new(Balloon::new(spec.memory_mib)));
     devices.extend(balloon.iter().map(|balloon| balloon.clone() as Arc<dyn Device>));
+    let second = spec.console.map(|console| Output::start("console", console.0));
+    let second = second
+        .transpose()
+        .map_err(io("cannot start a console's thread"))?;
+    let console = second
+        .as_ref()
+        .map(|output| Arc::new(ConsoleDevice::new(output.inlet())));
+    devices.extend(console.iter().map(|console| console.clone() as Arc<dyn Device>));
     let functions = make_functions(devices, &ram, &routes)?;
     let root = Arc::new(Root::new(functions.clone()));
     let window = Arc::new(Window::new(layout::HOLE, functions.clone()));
@@ -174,13 +184,14 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
         power,
         disks,
         balloon,
+        console,
         vm,
         ram,
         first,
         chips,
         kernel: spec.kernel,
         gate: gate.clone(),
-        _output: output,
+        _outputs: (output, second),
         clock_adjusts: system.check_extension(Cap::AdjustClock),
     };
     for function in functions {

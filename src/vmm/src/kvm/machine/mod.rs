@@ -43,6 +43,7 @@ use super::request::Asked;
 use super::virtio::Device;
 use super::virtio::balloon::{Balloon, BalloonStatus};
 use super::virtio::block::{BlockDevice, Disk};
+use super::virtio::console::{Console, ConsoleDevice};
 
 /// The most vCPUs of a machine. Their APIC ids fit into eight bits.
 pub const MAX_VCPUS: u32 = 128;
@@ -69,6 +70,8 @@ pub struct Spec {
     pub disks: Vec<Disk>,
     /// A memory balloon, which reports free pages, too. Not with huge pages: these cannot be given back.
     pub balloon: bool,
+    /// A second console, beside the serial line.
+    pub console: Option<Console>,
 }
 
 /// Everything that a machine can be told.
@@ -244,16 +247,17 @@ pub struct Machine {
     board: Arc<Board>,
     disks: Vec<Arc<BlockDevice>>,
     balloon: Option<Arc<Balloon>>,
+    console: Option<Arc<ConsoleDevice>>,
     memory: Gauge,
     driver: Option<JoinHandle<()>>,
 }
 
 impl Machine {
-    /// Make a machine; it waits for [`Control::Start`]. What it prints on its serial line goes to `console`.
+    /// Make a machine; it waits for [`Control::Start`]. What it prints on its serial line goes to `serial`.
     ///
     /// # Errors
     /// If the host cannot have such a machine.
-    pub fn new(spec: Spec, console: impl Sink) -> Result<Self, MachineError> {
+    pub fn new(spec: Spec, serial: impl Sink) -> Result<Self, MachineError> {
         let (send, receive) = channel();
         let board = Arc::new(Board {
             status: Mutex::new(Status {
@@ -266,9 +270,9 @@ impl Machine {
                 source,
             })?,
         });
-        let parts = build::build(spec, console, &send)?;
+        let parts = build::build(spec, serial, &send)?;
         let disks = parts.disks.clone();
-        let balloon = parts.balloon.clone();
+        let (balloon, console) = (parts.balloon.clone(), parts.console.clone());
         let memory = parts.ram.gauge();
         let driver = driver::Driver::new(parts, board.clone());
         let driver = std::thread::Builder::new()
@@ -283,6 +287,7 @@ impl Machine {
             board,
             disks,
             balloon,
+            console,
             memory,
             driver: Some(driver),
         })
@@ -315,6 +320,12 @@ impl Machine {
     /// How far the guest has come with its balloon, if it has one.
     pub fn balloon(&self) -> Option<BalloonStatus> {
         self.balloon.as_ref().map(|balloon| balloon.status())
+    }
+
+    /// Type on the second console. How many of these bytes had room; none if there is no such console.
+    pub fn type_in(&self, bytes: &[u8]) -> usize {
+        let console = self.console.as_ref();
+        console.map_or(0, |console| console.type_in(bytes))
     }
 
     /// Bytes of the host's memory that the guest's takes; none when it has ended.

@@ -3,6 +3,7 @@
 
 pub(super) mod balloon;
 pub(super) mod block;
+pub(super) mod console;
 pub(super) mod registers;
 pub(super) mod rng;
 pub(super) mod transport;
