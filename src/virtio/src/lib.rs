@@ -11,6 +11,7 @@
 //! - [`block`]: the block device.
 //! - [`entropy`]: the entropy device.
 //! - [`console`]: the console device with one port.
+//! - [`vsock`]: the socket device, with its connections.
 //! - [`balloon`]: the memory balloon, with free page reporting.
 //! - [`vhost_user`]: the backend's side of the vhost-user protocol. Start there to write a device's child process.
 
@@ -23,6 +24,7 @@ pub mod inflight;
 pub mod memory;
 pub mod vhost_user;
 pub mod vring;
+pub mod vsock;
 
 /// Feature bits that belong to no device type (virtio 1.2 §6).
 pub mod feature {

@@ -109,6 +109,7 @@ fn spec(command: &str) -> Spec {
         disks: Vec::new(),
         balloon: false,
         console: None,
+        vsock: None,
     }
 }
 

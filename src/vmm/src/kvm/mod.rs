@@ -39,3 +39,4 @@ pub use probe::{Offer, ProbeError, probe};
 pub use virtio::balloon::BalloonStatus;
 pub use virtio::block::{Disk, Storage};
 pub use virtio::console::Console;
+pub use virtio::vsock::Vsock;

@@ -159,6 +159,7 @@ fn prepare(start: &mut Start, open: OpenDisk) -> Result<Prepared, String> {
         disks,
         balloon: false,
         console: None,
+        vsock: None,
     };
     let machine = Machine::new(spec, log).map_err(text)?;
     machine.control(Control::Start).map_err(text)?;

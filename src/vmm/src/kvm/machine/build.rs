@@ -37,6 +37,7 @@ use crate::kvm::virtio::block::BlockDevice;
 use crate::kvm::virtio::console::ConsoleDevice;
 use crate::kvm::virtio::rng::Rng;
 use crate::kvm::virtio::transport::{VirtioPci, WINDOW};
+use crate::kvm::virtio::vsock::VsockDevice;
 
 /// The interrupt controllers' state.
 pub(super) struct Chips {
@@ -168,6 +169,13 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
         .as_ref()
         .map(|output| Arc::new(ConsoleDevice::new(output.inlet())));
     devices.extend(console.iter().map(|console| console.clone() as Arc<dyn Device>));
+    if let Some(vsock) = spec.vsock {
+        if !vsock.is_sound() {
+            return Err(MachineError::Cid(vsock.cid));
+        }
+        let vsock = VsockDevice::new(vsock).map_err(io("cannot listen for a guest"))?;
+        devices.push(Arc::new(vsock));
+    }
     let functions = make_functions(devices, &ram, &routes)?;
     let root = Arc::new(Root::new(functions.clone()));
     let window = Arc::new(Window::new(layout::HOLE, functions.clone()));

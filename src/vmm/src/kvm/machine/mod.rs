@@ -44,6 +44,7 @@ use super::virtio::Device;
 use super::virtio::balloon::{Balloon, BalloonStatus};
 use super::virtio::block::{BlockDevice, Disk};
 use super::virtio::console::{Console, ConsoleDevice};
+use super::virtio::vsock::Vsock;
 
 /// The most vCPUs of a machine. Their APIC ids fit into eight bits.
 pub const MAX_VCPUS: u32 = 128;
@@ -72,6 +73,8 @@ pub struct Spec {
     pub balloon: bool,
     /// A second console, beside the serial line.
     pub console: Option<Console>,
+    /// Sockets between the guest and programs on the host.
+    pub vsock: Option<Vsock>,
 }
 
 /// Everything that a machine can be told.
@@ -196,6 +199,9 @@ pub enum MachineError {
     /// A balloon, and huge pages.
     #[error("memory in huge pages cannot be given back: a machine with it has no balloon")]
     HugeBalloon,
+    /// An address that no guest can have.
+    #[error("a guest's socket address cannot be {0}")]
+    Cid(u32),
     /// Two devices at one address: a fault of this program.
     #[error(transparent)]
     Overlap(#[from] Overlap),

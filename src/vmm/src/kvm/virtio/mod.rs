@@ -7,6 +7,7 @@ pub(super) mod console;
 pub(super) mod registers;
 pub(super) mod rng;
 pub(super) mod transport;
+pub(super) mod vsock;
 pub(super) mod worker;
 
 use std::fs::File;
