@@ -1,6 +1,8 @@
 //! The embedded monitor, with guests of a few KiB that tell what they see. Without a usable KVM every test says that it
 //! was skipped.
 
+#[path = "kvm/devices.rs"]
+mod devices;
 #[path = "guests/mod.rs"]
 mod guests;
 
@@ -13,7 +15,7 @@ use model::machine::StopMode;
 use vmm::kvm::{Control, CpuModel, Ending, Kernel, Machine, MachineError, Offer, Spec, State, Status, probe};
 
 /// Longer than anything here takes, on a busy machine with an emulated processor.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(300);
 
 /// Longer than a real kernel takes, on a host that emulates it and is busy with other tests.
 const VERY_LONG: Duration = Duration::from_secs(240);

@@ -43,25 +43,36 @@ fn run(command: &mut Command) {
 
 /// An initial RAM disk with a console, the small first process, and modules that it loads in this order.
 pub fn initramfs(modules: &[PathBuf]) -> File {
-    let program = folder().join("init");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/init.S");
+    archive("init.S", ("dev/hwrng", (10, 183)), modules)
+}
+
+/// One with the first process that tries devices.
+pub fn devices() -> File {
+    archive("devices.c", ("dev/hvc0", (229, 0)), &[])
+}
+
+/// An initial RAM disk with a first process of this source, a console, a device, and modules.
+fn archive(source: &str, (device, number): (&str, (usize, usize)), modules: &[PathBuf]) -> File {
+    let program = folder().join(format!("{source}.elf"));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/guests")
+        .join(source);
     run(Command::new("cc")
+        .args(["-nostdlib", "-static", "-no-pie", "-s", "-O1", "-ffreestanding"])
         .args([
-            "-nostdlib",
-            "-static",
-            "-no-pie",
-            "-s",
+            "-fno-stack-protector",
+            "-mgeneral-regs-only",
             "-Wl,-N,--build-id=none",
             "-o",
         ])
-        .args([&program, &source]));
+        .args([&program, &path]));
     let mut archive = Vec::new();
     let file = |name: String, path: &Path| (name, 0o100_755, (0, 0), std::fs::read(path).unwrap());
     let node = |name: &str, mode, device| (name.to_owned(), mode, device, Vec::new());
     let mut entries = vec![
         node("dev", 0o040_755, (0, 0)),
         node("dev/console", 0o020_600, (5, 1)),
-        node("dev/hwrng", 0o020_600, (10, 183)),
+        node(device, 0o020_600, number),
         file("init".into(), &program),
     ];
     for (letter, module) in ('a'..='z').zip(modules) {
@@ -81,7 +92,7 @@ pub fn initramfs(modules: &[PathBuf]) -> File {
             archive.resize(archive.len().next_multiple_of(4), 0);
         }
     }
-    let path = folder().join("initramfs");
+    let path = folder().join(format!("{source}.cpio"));
     std::fs::write(&path, archive).unwrap();
     File::open(path).unwrap()
 }
