@@ -13,7 +13,7 @@
 //! - [`console`]: the console device with one port.
 //! - [`vsock`]: the socket device, with its connections.
 //! - [`balloon`]: the memory balloon, with free page reporting.
-//! - [`vhost_user`]: the backend's side of the vhost-user protocol. Start there to write a device's child process.
+//! - [`vhost_user`]: the vhost-user protocol, mostly the backend's side. Start there to write a device's child process.
 
 pub mod balloon;
 pub mod block;

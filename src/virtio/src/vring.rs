@@ -77,6 +77,18 @@ pub struct Placement {
     pub next: u16,
 }
 
+impl Placement {
+    /// The used ring's index, which counts the chains that were returned; for a device elsewhere.
+    ///
+    /// # Errors
+    /// If a ring of at most `max` descriptors cannot be here, as in [`Vring::start_at`].
+    pub fn used_index(self, max: u16, memory: &Memory) -> Result<u16, RingError> {
+        let mut ring = Vring::new(max)?;
+        ring.place(memory, self)?;
+        ring.used_index(memory)
+    }
+}
+
 /// A virtqueue and its notifications.
 ///
 /// It is *running* between the moment when the frontend has set everything up and `GET_VRING_BASE`, a reset or a
@@ -301,9 +313,17 @@ impl Vring {
         kick: File,
         call: Option<File>,
     ) -> Result<(), RingError> {
-        self.set_size(placement.size.into())?;
         self.set_kick(kick)?;
         self.set_call(call)?;
+        self.place(memory, placement)?;
+        let used = self.used_index(memory)?;
+        self.enabled = true;
+        self.start(memory, placement.event_idx, used, Some(placement.next))
+    }
+
+    /// Finds its parts where the driver says that they are.
+    fn place(&mut self, memory: &Memory, placement: Placement) -> Result<(), RingError> {
+        self.set_size(placement.size.into())?;
         let at = placement.at;
         self.queue
             .try_set_desc_table_address(GuestAddress(at.descriptors))?;
@@ -314,9 +334,7 @@ impl Vring {
         if self.queue.avail_ring() == 0 || !self.queue.is_valid(memory) {
             return Err(RingError::Address);
         }
-        let used = self.used_index(memory)?;
-        self.enabled = true;
-        self.start(memory, placement.event_idx, used, Some(placement.next))
+        Ok(())
     }
 
     /// Stops a ring that [`Vring::start_at`] started: the index of the next available chain. All requests that were taken

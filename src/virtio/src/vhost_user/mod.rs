@@ -1,4 +1,5 @@
-//! The backend's side of vhost-user: a device that lives in a child process, used by QEMU or another monitor.
+//! The backend's side of vhost-user: a device that lives in a child process, used by QEMU or another monitor. (The other
+//! side, a monitor's, is [`frontend`].)
 //!
 //! One [`Connection`] per accepted stream. The owner drives it from its own event loop; nothing here blocks or makes
 //! threads, so one worker can own many connections, and a frontend that falls silent in the middle of a message or does not read its
@@ -49,6 +50,7 @@
 
 mod connection;
 mod device;
+pub mod frontend;
 
 pub use connection::{Connection, Next, Stops};
 pub use device::{Event, Offer};
