@@ -4,6 +4,7 @@
 //! so that reading large tables never makes a packet wait.
 
 mod control;
+mod steering;
 mod tap;
 mod vhost;
 mod worker;

@@ -1,4 +1,7 @@
 //! A guest's virtio-net device (virtio 1.2 §5.1), whose rings come over a vhost-user socket.
+//!
+//! A guest with several processors may use several pairs of rings. They give this side no more speed, but the guest's processors need not
+//! wait for each other, and each gets back what it sends for (see [`steering`](super::steering)).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -12,6 +15,7 @@ use virtio::vring::RingError;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::steering::Steering;
 use super::tap::header_length;
 use crate::frame::{Abilities, ETHERNET, Frame, MAX_FRAME, Offload, VNET_HEADER};
 
@@ -27,9 +31,10 @@ mod net {
     pub const MRG_RXBUF: u64 = 1 << 15;
 }
 
-/// The ring for what the guest receives, and the one for what it sends.
-const RECEIVE: u16 = 0;
-const SEND: u16 = 1;
+/// The most pairs of rings.
+pub(super) const PAIRS: u16 = 4;
+/// Frames from one of several rings before it is another one's turn.
+const TURN: u32 = 16;
 /// The most buffers that one received frame may take.
 const MAX_BUFFERS: usize = 64;
 
@@ -43,12 +48,21 @@ fn offer() -> Offer {
             | net::HOST_TSO4
             | net::HOST_TSO6
             | net::MRG_RXBUF,
-        queues: 2,
+        queues: 2 * PAIRS,
         queue_size: 1024,
         in_order: true,
         sealed_memory: true,
         ..Offer::default()
     }
+}
+
+/// The ring for what the guest receives, and the one for what it sends, of this pair.
+fn receiving(pair: u16) -> u16 {
+    2 * pair
+}
+
+fn sending(pair: u16) -> u16 {
+    2 * pair + 1
 }
 
 /// A guest's port: its listening socket, and the connection that it has at the moment.
@@ -58,7 +72,13 @@ pub(super) struct Vhost {
     connection: Option<Connection>,
     chain: Chain,
     heads: Vec<(u16, u32)>,
-    notify: [bool; 2],
+    notify: [bool; 2 * PAIRS as usize],
+    /// Pairs, from the first one on, on which the guest receives.
+    pairs: u16,
+    steering: Steering,
+    /// The pair that is being read, and how many frames came from it in a row.
+    turn: u16,
+    row: u32,
 }
 
 /// What came out of the guest's ring.
@@ -88,7 +108,11 @@ impl Vhost {
             connection: None,
             chain: Chain::new(),
             heads: Vec::new(),
-            notify: [false; 2],
+            notify: [false; 2 * PAIRS as usize],
+            pairs: 0,
+            steering: Steering::default(),
+            turn: 0,
+            row: 0,
         })
     }
 
@@ -107,9 +131,9 @@ impl Vhost {
         self.connection.is_some()
     }
 
-    /// The descriptor by which the guest says that it has sent.
-    pub fn kick(&mut self) -> Option<BorrowedFd<'_>> {
-        self.connection.as_mut()?.ring(SEND).kick_fd()
+    /// The descriptor by which the guest says that it has sent on this pair.
+    pub fn kick(&mut self, pair: u16) -> Option<BorrowedFd<'_>> {
+        self.connection.as_mut()?.ring(sending(pair)).kick_fd()
     }
 
     /// Accepts a connection, if one waits.
@@ -124,9 +148,11 @@ impl Vhost {
     /// Ends the connection; the guest may connect again.
     pub fn disconnect(&mut self) {
         self.connection = None;
+        self.pairs = 0;
+        self.steering = Steering::default();
     }
 
-    /// Does what the frontend asks, at most `limit` messages of it. The kick descriptor may be another one afterwards.
+    /// Does what the frontend asks, at most `limit` messages of it. The kick descriptors may be others afterwards.
     pub fn converse(&mut self, limit: usize) -> Result<(), Error> {
         let Some(connection) = &mut self.connection else {
             return Ok(());
@@ -136,12 +162,17 @@ impl Vhost {
             let Next::Request { .. } = connection.look()? else {
                 break;
             };
-            if connection.handle()? == Event::Ring(RECEIVE) {
+            if let Event::Ring(index) = connection.handle()?
+                && index.is_multiple_of(2)
+            {
                 // Frames for a full ring are dropped, so nobody waits for new buffers.
-                let (memory, ring) = connection.memory_and_ring(RECEIVE);
+                let (memory, ring) = connection.memory_and_ring(index);
                 ring.disable_kicks(memory);
             }
         }
+        self.pairs = (0..PAIRS)
+            .find(|pair| !connection.ring(receiving(*pair)).running())
+            .unwrap_or(PAIRS);
         Ok(())
     }
 
@@ -156,25 +187,43 @@ impl Vhost {
 
     /// The next frame that the guest sends.
     pub fn read(&mut self) -> Read {
-        let Some(connection) = &mut self.connection else {
-            return Read::Empty;
-        };
+        for _ in 0..=PAIRS {
+            if self.row < TURN
+                && let Some(read) = self.read_from(self.turn)
+            {
+                self.row += 1;
+                return read;
+            }
+            self.turn = (self.turn + 1) % PAIRS;
+            self.row = 0;
+        }
+        Read::Empty
+    }
+
+    fn read_from(&mut self, pair: u16) -> Option<Read> {
+        let connection = self.connection.as_mut()?;
         let header = Self::header(connection.features());
-        let (memory, ring) = connection.memory_and_ring(SEND);
+        let (memory, ring) = connection.memory_and_ring(sending(pair));
         match ring.pop(memory, &mut self.chain) {
             Ok(true) => {}
-            Ok(false) => return Read::Empty,
+            Ok(false) => return None,
             Err(error) => {
                 tracing::warn!(%error, "a guest broke its sending ring");
-                return Read::Empty;
+                return None;
             }
         }
         let frame = copy_in(memory, &self.chain, header);
-        self.notify[usize::from(SEND)] = true;
+        self.notify[usize::from(sending(pair))] = true;
         if let Err(error) = ring.push_used(memory, self.chain.head(), 0) {
             tracing::warn!(%error, "a guest's sending ring cannot be written");
         }
-        frame.map_or(Read::Nonsense, Read::Frame)
+        let Some(frame) = frame else {
+            return Some(Read::Nonsense);
+        };
+        if self.pairs > 1 {
+            self.steering.learn(&frame.bytes, pair);
+        }
+        Some(Read::Frame(frame))
     }
 
     /// Gives a frame to the guest. `false`: it has no room.
@@ -184,6 +233,8 @@ impl Vhost {
             chain,
             heads,
             notify,
+            pairs,
+            steering,
             ..
         } = self
         else {
@@ -197,11 +248,15 @@ impl Vhost {
             tcp6: has(net::GUEST_TSO6),
         };
         let (header, mergeable) = (Self::header(features), has(net::MRG_RXBUF));
-        let (memory, ring) = connection.memory_and_ring(RECEIVE);
+        let index = match *pairs {
+            0 | 1 => receiving(0),
+            pairs => receiving(steering.pair(&frame.bytes, pairs)),
+        };
+        let (memory, ring) = connection.memory_and_ring(index);
         let mut taken = true;
         frame.fit(abilities, |frame| {
             match copy_out(memory, ring, chain, heads, &frame, header, mergeable) {
-                Ok(true) => notify[usize::from(RECEIVE)] = true,
+                Ok(true) => notify[usize::from(index)] = true,
                 Ok(false) => taken = false,
                 Err(error) => {
                     tracing::warn!(%error, "a guest broke its receiving ring");
@@ -217,18 +272,21 @@ impl Vhost {
         let Some(connection) = &mut self.connection else {
             return;
         };
-        for index in [RECEIVE, SEND] {
-            if std::mem::take(&mut self.notify[usize::from(index)]) {
+        for (index, notify) in (0..).zip(&mut self.notify) {
+            if std::mem::take(notify) {
                 let (memory, ring) = connection.memory_and_ring(index);
                 ring.notify(memory);
             }
         }
     }
 
-    /// From now on the guest need not kick: the ring is being looked at.
+    /// From now on the guest need not kick: its rings are being looked at.
     pub fn wake(&mut self) {
-        if let Some(connection) = &mut self.connection {
-            let (memory, ring) = connection.memory_and_ring(SEND);
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        for pair in 0..PAIRS {
+            let (memory, ring) = connection.memory_and_ring(sending(pair));
             ring.disable_kicks(memory);
         }
     }
@@ -238,8 +296,12 @@ impl Vhost {
         let Some(connection) = &mut self.connection else {
             return false;
         };
-        let (memory, ring) = connection.memory_and_ring(SEND);
-        ring.enable_kicks(memory)
+        let mut more = false;
+        for pair in 0..PAIRS {
+            let (memory, ring) = connection.memory_and_ring(sending(pair));
+            more |= ring.enable_kicks(memory);
+        }
+        more
     }
 }
 

@@ -230,21 +230,24 @@ impl Worker {
             return;
         };
         // The frontend keeps copies of its descriptors: one that we closed would stay in epoll for ever.
-        if let Some(kick) = vhost.kick() {
-            let _ = self.epoll.delete(kick);
-        }
+        unwatch_kicks(&self.epoll, vhost);
         if let Err(error) = vhost.converse(MESSAGES) {
             tracing::info!(?key, %error, "a guest disconnected");
             return self.hang_up(index);
         }
         let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        if let Some(kick) = vhost.kick() {
-            if let Err(error) = self
-                .epoll
-                .add(kick, EpollEvent::new(edge, Source::Kick.token(index)))
-            {
-                tracing::warn!(?key, %error, "a guest's kicks cannot be watched");
+        let mut kicks = false;
+        for pair in 0..vhost::PAIRS {
+            let Some(kick) = vhost.kick(pair) else { continue };
+            let event = EpollEvent::new(edge, Source::Kick.token(index));
+            match self.epoll.add(kick, event) {
+                // One descriptor for several rings is watched once, for all of them.
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(error) => tracing::warn!(?key, %error, "a guest's kicks cannot be watched"),
             }
+            kicks = true;
+        }
+        if kicks {
             vhost.wake();
             *ready = true;
         }
@@ -260,9 +263,7 @@ impl Worker {
         else {
             return;
         };
-        if let Some(kick) = vhost.kick() {
-            let _ = self.epoll.delete(kick);
-        }
+        unwatch_kicks(&self.epoll, vhost);
         if let Some(socket) = vhost.socket() {
             let _ = self.epoll.delete(socket);
         }
@@ -445,9 +446,7 @@ impl Worker {
             Kind::Tap(tap) => drop(self.epoll.delete(tap.as_fd())),
             Kind::Vhost(mut vhost) => {
                 let _ = self.epoll.delete(vhost.listener());
-                if let Some(kick) = vhost.kick() {
-                    let _ = self.epoll.delete(kick);
-                }
+                unwatch_kicks(&self.epoll, &mut vhost);
                 if let Some(socket) = vhost.socket() {
                     let _ = self.epoll.delete(socket);
                 }
@@ -493,6 +492,14 @@ impl Worker {
             }
         }
         status
+    }
+}
+
+fn unwatch_kicks(epoll: &Epoll, vhost: &mut Vhost) {
+    for pair in 0..vhost::PAIRS {
+        if let Some(kick) = vhost.kick(pair) {
+            let _ = epoll.delete(kick);
+        }
     }
 }
 

@@ -67,6 +67,11 @@ impl Memory {
 fn ring(index: u64) -> u64 {
     0x1_0000 * (index + 1)
 }
+
+fn buffer(pair: u64, descriptor: u64) -> u64 {
+    0x10_0000 + (pair * u64::from(SIZE) + descriptor) * BUFFER as u64
+}
+
 const AVAILABLE: u64 = 0x4000;
 const USED: u64 = 0x8000;
 
@@ -76,7 +81,7 @@ pub struct Driver<'a> {
     frontend: Frontend,
     kicks: Vec<EventFd>,
     calls: Vec<EventFd>,
-    seen: [u16; 2],
+    seen: Vec<u16>,
 }
 
 /// A frame as the guest gets it.
@@ -93,14 +98,21 @@ pub struct Received {
 impl<'a> Driver<'a> {
     /// Connects; the rings go on where they are in memory.
     pub fn connect(memory: &'a Memory, socket: &Path, features: u64) -> Self {
-        let mut frontend = Frontend::connect(socket, 2).unwrap();
+        Self::connect_pairs(memory, socket, features, 1)
+    }
+
+    /// The same with several pairs of rings.
+    pub fn connect_pairs(memory: &'a Memory, socket: &Path, features: u64, pairs: u64) -> Self {
+        let mut frontend = Frontend::connect(socket, 2 * pairs).unwrap();
         frontend.set_owner().unwrap();
         let offered = frontend.get_features().unwrap();
         let wanted = features | feature::VERSION_1 | feature::PROTOCOL;
         assert_eq!(offered & wanted, wanted, "offered {offered:x}");
         let protocol = frontend.get_protocol_features().unwrap();
         frontend
-            .set_protocol_features(protocol & VhostUserProtocolFeatures::REPLY_ACK)
+            .set_protocol_features(
+                protocol & (VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::MQ),
+            )
             .unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         frontend.set_features(wanted).unwrap();
@@ -114,16 +126,16 @@ impl<'a> Driver<'a> {
             frontend,
             kicks: Vec::new(),
             calls: Vec::new(),
-            seen: [0; 2],
+            seen: Vec::new(),
         };
-        for index in 0..2u64 {
+        for index in 0..2 * pairs {
             let i = index as usize;
             let (kick, call) = (
                 EventFd::new(libc::EFD_NONBLOCK).unwrap(),
                 EventFd::new(libc::EFD_NONBLOCK).unwrap(),
             );
             let used = memory.word(ring(index) + USED + 2);
-            driver.seen[i] = used;
+            driver.seen.push(used);
             let frontend = &mut driver.frontend;
             frontend.set_vring_num(i, SIZE).unwrap();
             let data = VringConfigData {
@@ -158,38 +170,63 @@ impl<'a> Driver<'a> {
         self.memory.set_word(available + 2, next.wrapping_add(1));
     }
 
+    /// How many rings the switch offers.
+    pub fn rings_offered(&mut self) -> u64 {
+        self.frontend.get_queue_num().unwrap()
+    }
+
+    /// Uses a pair of rings, or not.
+    pub fn use_pair(&mut self, pair: usize, used: bool) {
+        for index in [2 * pair, 2 * pair + 1] {
+            self.frontend.set_vring_enable(index, used).unwrap();
+        }
+    }
+
     /// Gives receive buffers.
     pub fn give_buffers(&self, count: u16) {
-        let next = self.memory.word(ring(0) + AVAILABLE + 2);
+        self.give_buffers_on(0, count);
+    }
+
+    /// The same on another pair.
+    pub fn give_buffers_on(&self, pair: u64, count: u16) {
+        let index = 2 * pair;
+        let next = self.memory.word(ring(index) + AVAILABLE + 2);
         for n in 0..count {
             let descriptor = next.wrapping_add(n) % SIZE;
             self.offer(
-                0,
+                index,
                 descriptor,
-                0x10_0000 + u64::from(descriptor) * BUFFER as u64,
+                buffer(pair, descriptor.into()),
                 BUFFER as u32,
                 2,
             );
         }
-        self.kicks[0].write(1).unwrap();
+        self.kicks[index as usize].write(1).unwrap();
     }
 
     /// Sends a frame and waits until the switch has it.
     pub fn send(&mut self, header: [u8; HEADER], bytes: &[u8]) {
+        self.send_on(0, header, bytes);
+    }
+
+    /// The same on another pair.
+    pub fn send_on(&mut self, pair: u64, header: [u8; HEADER], bytes: &[u8]) {
+        let index = 2 * pair + 1;
+        let i = index as usize;
         self.memory
             .0
             .write_slice(&[&header, bytes].concat(), GuestAddress(0x20_0000))
             .unwrap();
-        self.offer(1, 0, 0x20_0000, (HEADER + bytes.len()) as u32, 0);
+        self.offer(index, 0, 0x20_0000, (HEADER + bytes.len()) as u32, 0);
         // The driver wants to hear of it (used_event).
         self.memory
-            .set_word(ring(1) + AVAILABLE + 4 + u64::from(SIZE) * 2, self.seen[1]);
-        self.kicks[1].write(1).unwrap();
+            .set_word(ring(index) + AVAILABLE + 4 + u64::from(SIZE) * 2, self.seen[i]);
+        self.kicks[i].write(1).unwrap();
         assert!(
-            self.wait(1, Duration::from_secs(5)),
+            self.wait(index, Duration::from_secs(5)),
             "the switch does not take a frame"
         );
-        self.seen[1] = self.seen[1].wrapping_add(1);
+        self.seen[i] = self.seen[i].wrapping_add(1);
     }
 
     fn wait(&self, index: u64, patience: Duration) -> bool {
@@ -214,37 +251,41 @@ impl<'a> Driver<'a> {
 
     /// The next frame, if one comes in time.
     pub fn receive(&mut self, patience: Duration) -> Option<Received> {
+        self.receive_on(0, patience)
+    }
+
+    /// The same on another pair.
+    pub fn receive_on(&mut self, pair: u64, patience: Duration) -> Option<Received> {
+        let index = 2 * pair;
+        let i = index as usize;
         // The driver wants to hear of the next one (used_event).
         self.memory
-            .set_word(ring(0) + AVAILABLE + 4 + u64::from(SIZE) * 2, self.seen[0]);
-        if !self.wait(0, patience) {
+            .set_word(ring(index) + AVAILABLE + 4 + u64::from(SIZE) * 2, self.seen[i]);
+        if !self.wait(index, patience) {
             return None;
         }
         let mut all = Vec::new();
         let mut buffers = 1;
         while buffers > 0 {
             assert_ne!(
-                self.memory.word(ring(0) + USED + 2),
-                self.seen[0],
+                self.memory.word(ring(index) + USED + 2),
+                self.seen[i],
                 "a frame came in part"
             );
-            let element = ring(0) + USED + 4 + u64::from(self.seen[0] % SIZE) * 8;
+            let element = ring(index) + USED + 4 + u64::from(self.seen[i] % SIZE) * 8;
             let head: u32 = self.memory.0.read_obj(GuestAddress(element)).unwrap();
             let length: u32 = self.memory.0.read_obj(GuestAddress(element + 4)).unwrap();
             let mut bytes = vec![0; length as usize];
             self.memory
                 .0
-                .read_slice(
-                    &mut bytes,
-                    GuestAddress(0x10_0000 + u64::from(head) * BUFFER as u64),
-                )
+                .read_slice(&mut bytes, GuestAddress(buffer(pair, head.into())))
                 .unwrap();
             if all.is_empty() {
                 buffers = u16::from_le_bytes([bytes[10], bytes[11]]);
             }
             all.extend(bytes);
             buffers -= 1;
-            self.seen[0] = self.seen[0].wrapping_add(1);
+            self.seen[i] = self.seen[i].wrapping_add(1);
         }
         let bytes = all.split_off(HEADER);
         Some(Received {
