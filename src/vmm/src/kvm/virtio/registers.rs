@@ -89,10 +89,19 @@ impl Registers {
         }
     }
 
-    /// As after the making (§2.4).
-    pub(in crate::kvm) fn reset(&mut self) {
+    /// As after the making (§2.4), with these features.
+    pub(in crate::kvm) fn reset(&mut self, offered: u64) {
         let sizes: Vec<u16> = self.queues.iter().map(|queue| queue.max).collect();
-        *self = Registers::new(self.offered, &sizes, self.vectors);
+        *self = Registers::new(offered, &sizes, self.vectors);
+    }
+
+    /// Take on a saved state that [is like](Registers::is_like) this one. What is offered is what there is here: more than there, or
+    /// less of what the driver did without.
+    pub(in crate::kvm) fn restore(&mut self, other: Registers) {
+        *self = Registers {
+            offered: self.offered,
+            ..other
+        };
     }
 
     /// Whether a saved state is one that a driver of this device could have made.
@@ -104,8 +113,14 @@ impl Registers {
             let taken = &queue.taken;
             sized && taken.len() <= usize::from(queue.size) && taken.iter().all(|head| *head < queue.size)
         };
-        (self.offered, self.vectors, shape(self)) == (other.offered, other.vectors, shape(other))
-            && other.accepted & !other.offered == 0
+        // Before the driver has said that these are all, any bits may stand there.
+        let agreed = if other.status & FEATURES_OK == 0 {
+            other.status & DRIVER_OK == 0
+        } else {
+            other.accepted & !self.offered == 0 && other.accepted & VERSION_1 != 0
+        };
+        (self.vectors, shape(self)) == (other.vectors, shape(other))
+            && agreed
             && other.queues.iter().all(sound)
     }
 
@@ -279,8 +294,35 @@ mod tests {
         );
         registers.write(22, 2, 2);
         assert_eq!(registers.read(24, 2), 0, "there are but two");
-        registers.reset();
+        registers.reset(VERSION_1 | 5);
         assert_eq!(registers, super::tests::registers());
+    }
+
+    #[test]
+    fn a_state_is_restored_where_its_features_are_offered() {
+        let mut unsure = registers();
+        for (select, half) in [(0, 4), (1, 1)] {
+            unsure.write(8, 4, select);
+            unsure.write(12, 4, half);
+        }
+        let mut agreed = unsure.clone();
+        agreed.write(20, 1, 15);
+        for (offered, alike) in [
+            (VERSION_1 | 5, true),
+            (VERSION_1 | 12, true),
+            (VERSION_1 | 1, false),
+        ] {
+            let mut here = Registers::new(offered, &[64, 256], 3);
+            assert!(here.is_like(&unsure), "{offered:x}");
+            assert_eq!(here.is_like(&agreed), alike, "{offered:x}");
+            here.restore(agreed.clone());
+            assert_eq!((here.offered, here.accepted), (offered, VERSION_1 | 4));
+        }
+        let torn = Registers {
+            status: DRIVER_OK,
+            ..agreed
+        };
+        assert!(!registers().is_like(&torn));
     }
 
     proptest! {

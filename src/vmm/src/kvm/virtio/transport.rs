@@ -140,7 +140,6 @@ impl VirtioPci {
         writable[..2].copy_from_slice(&(msix::ENABLE | msix::FUNCTION_MASK).to_le_bytes());
         let msix_at = config.add_capability(MSIX, &body, &writable);
 
-        let offered = device.features() | feature::VERSION_1 | feature::EVENT_IDX | feature::INDIRECT_DESC;
         let kicks = queues
             .iter()
             .map(|_| EventFd::new(EFD_NONBLOCK).map_err(|error| StateError::Os(error.to_string())))
@@ -155,7 +154,7 @@ impl VirtioPci {
             inner: Mutex::new(Inner {
                 config,
                 msix: Msix::new(vectors, routes)?,
-                registers: Registers::new(offered, &queues, vectors),
+                registers: Registers::new(offered(&*device), &queues, vectors),
                 bound: Vec::new(),
                 bound_at: None,
                 seen: device.config(),
@@ -263,7 +262,7 @@ impl VirtioPci {
         self.stop_device(inner);
         self.device.reset();
         inner.waiting = false;
-        inner.registers.reset();
+        inner.registers.reset(offered(&*self.device));
         self.needs_reset.store(false, Ordering::SeqCst);
         for kick in &self.kicks {
             // Empty is what it shall be.
@@ -346,6 +345,11 @@ impl VirtioPci {
         let fits = matches!(length, 1 | 2 | 4) && wanted as usize == length && offset.is_multiple_of(wanted);
         (register == self.access_at + ACCESS_DATA && fits && offset < WINDOW).then_some(offset)
     }
+}
+
+/// What the driver is offered.
+fn offered(device: &dyn Device) -> u64 {
+    device.features() | feature::VERSION_1 | feature::EVENT_IDX | feature::INDIRECT_DESC
 }
 
 /// A capability's bytes from its length on (§4.1.4): structures are in BAR 0.
@@ -454,7 +458,7 @@ impl Lifecycle for VirtioPci {
         let served = super::registers::DRIVER_OK;
         inner.waiting = state.registers.status & served != 0 && !state.needs_reset;
         inner.paused = true;
-        inner.registers = state.registers;
+        inner.registers.restore(state.registers);
         self.needs_reset.store(state.needs_reset, Ordering::SeqCst);
         self.follow(&mut inner);
         Ok(())
