@@ -106,6 +106,10 @@ fn here(arguments: &Arguments) -> Result<()> {
             command_line: arguments.command_line.clone(),
         },
         disks,
+        nics: Vec::new(),
+        balloon: false,
+        console: None,
+        vsock: None,
     };
     let machine = Machine::new(spec, |bytes: &[u8]| {
         let mut out = io::stdout().lock();

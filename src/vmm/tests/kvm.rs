@@ -5,6 +5,8 @@
 mod devices;
 #[path = "guests/mod.rs"]
 mod guests;
+#[path = "kvm/net.rs"]
+mod net;
 
 use std::fs::File;
 use std::io::Write;
@@ -112,6 +114,7 @@ fn spec(command: &str) -> Spec {
         balloon: false,
         console: None,
         vsock: None,
+        nics: Vec::new(),
     }
 }
 

@@ -39,4 +39,5 @@ pub use probe::{Offer, ProbeError, probe};
 pub use virtio::balloon::BalloonStatus;
 pub use virtio::block::{Disk, Storage};
 pub use virtio::console::Console;
+pub use virtio::net::{Connect, MAX_QUEUE_PAIRS, MIN_MTU, Nic, NicStatus};
 pub use virtio::vsock::Vsock;

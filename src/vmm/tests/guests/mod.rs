@@ -46,6 +46,11 @@ pub fn initramfs(modules: &[PathBuf]) -> File {
     archive("init.S", ("dev/hwrng", (10, 183)), modules)
 }
 
+/// One with the first process that exchanges packets.
+pub fn network() -> File {
+    archive("net.c", ("dev/null", (1, 3)), &[])
+}
+
 /// One with the first process that tries devices.
 pub fn devices() -> File {
     archive("devices.c", ("dev/hvc0", (229, 0)), &[])

@@ -22,7 +22,7 @@ use crate::console::Log;
 use crate::fleet::ExitRecord;
 use crate::kvm::machine::{Control, Ending, Machine, Spec, State};
 use crate::kvm::virtio::block::{Disk, Storage};
-use crate::kvm::{CpuModel, Kernel, Status};
+use crate::kvm::{CpuModel, Kernel, Nic, Status};
 
 /// The child's kind: its argument on the command line.
 pub const KIND: &str = "vmm";
@@ -61,6 +61,7 @@ pub(super) struct OrderedNic {
     pub name: String,
     pub mac: MacAddr,
     pub mtu: u16,
+    pub queue_pairs: u16,
     pub socket: PathBuf,
 }
 
@@ -157,7 +158,19 @@ fn prepare(start: &mut Start, open: OpenDisk) -> Result<Prepared, String> {
         cpu: order.cpu,
         kernel,
         disks,
-        balloon: false,
+        nics: order
+            .nics
+            .into_iter()
+            .map(|nic| Nic {
+                name: nic.name,
+                mac: nic.mac,
+                mtu: nic.mtu,
+                queue_pairs: nic.queue_pairs,
+                connect: Nic::at(nic.socket),
+            })
+            .collect(),
+        // Huge pages cannot be given back one by one.
+        balloon: !order.huge_pages,
         console: None,
         vsock: None,
     };

@@ -32,7 +32,7 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use crate::fleet::{self, Command, Fleet};
-use crate::kvm::CpuModel;
+use crate::kvm::{CpuModel, MAX_QUEUE_PAIRS};
 use crate::{Engine, EngineError, Plan, PlannedBoot, PlannedDevice, console};
 use child::{KIND, Order, OrderedDisk, OrderedNic};
 use owner::Owner;
@@ -216,6 +216,9 @@ impl Shared {
             name: nic.socket.clone(),
             mac: nic.mac,
             mtu: nic.mtu,
+            // One for each processor that could use it.
+            queue_pairs: u16::try_from(plan.vcpus)
+                .map_or(MAX_QUEUE_PAIRS, |vcpus| vcpus.clamp(1, MAX_QUEUE_PAIRS)),
             socket: seen.join(&nic.socket),
         };
         let order = Order {

@@ -35,6 +35,7 @@ use crate::kvm::virtio::Device;
 use crate::kvm::virtio::balloon::Balloon;
 use crate::kvm::virtio::block::BlockDevice;
 use crate::kvm::virtio::console::ConsoleDevice;
+use crate::kvm::virtio::net::{NetDevice, Nic};
 use crate::kvm::virtio::rng::Rng;
 use crate::kvm::virtio::transport::{VirtioPci, WINDOW};
 use crate::kvm::virtio::vsock::VsockDevice;
@@ -76,6 +77,7 @@ pub(super) struct Parts {
     pub(super) disks: Vec<Arc<BlockDevice>>,
     pub(super) balloon: Option<Arc<Balloon>>,
     pub(super) console: Option<Arc<ConsoleDevice>>,
+    pub(super) nics: Vec<Arc<NetDevice>>,
     pub(super) vm: Arc<VmFd>,
     pub(super) ram: Ram,
     /// Each vCPU's state before the first boot, and the interrupt controllers'.
@@ -156,8 +158,10 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
         .into_iter()
         .map(|disk| Arc::new(BlockDevice::new(disk)))
         .collect();
+    let nics = make_nics(spec.nics)?;
     let mut devices: Vec<Arc<dyn Device>> = Vec::new();
     devices.extend(disks.iter().map(|disk| disk.clone() as Arc<dyn Device>));
+    devices.extend(nics.iter().map(|nic| nic.clone() as Arc<dyn Device>));
     devices.push(Arc::new(Rng::default()));
     let balloon = spec.balloon.then(|| Arc::new(Balloon::new(spec.memory_mib)));
     devices.extend(balloon.iter().map(|balloon| balloon.clone() as Arc<dyn Device>));
@@ -193,6 +197,7 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
         disks,
         balloon,
         console,
+        nics,
         vm,
         ram,
         first,
@@ -212,6 +217,17 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
             .push(vcpu.map_err(io("cannot start a virtual processor's thread"))?);
     }
     Ok(parts)
+}
+
+fn make_nics(nics: Vec<Nic>) -> Result<Vec<Arc<NetDevice>>, MachineError> {
+    let make = |nic: Nic| {
+        if !nic.is_sound() {
+            return Err(MachineError::Nic(nic.name));
+        }
+        let device = NetDevice::new(nic).map_err(io("cannot start a network interface"))?;
+        Ok(Arc::new(device))
+    };
+    nics.into_iter().map(make).collect()
 }
 
 /// The functions on the bus, their windows one after the other from the hole's beginning on.

@@ -44,6 +44,7 @@ use super::virtio::Device;
 use super::virtio::balloon::{Balloon, BalloonStatus};
 use super::virtio::block::{BlockDevice, Disk};
 use super::virtio::console::{Console, ConsoleDevice};
+use super::virtio::net::{NetDevice, Nic, NicStatus};
 use super::virtio::vsock::Vsock;
 
 /// The most vCPUs of a machine. Their APIC ids fit into eight bits.
@@ -75,6 +76,8 @@ pub struct Spec {
     pub console: Option<Console>,
     /// Sockets between the guest and programs on the host.
     pub vsock: Option<Vsock>,
+    /// Network interfaces, in the guest's order.
+    pub nics: Vec<Nic>,
 }
 
 /// Everything that a machine can be told.
@@ -182,6 +185,9 @@ pub enum MachineError {
     /// More devices than there are places on the bus, or two of one name.
     #[error("a machine has at most {MAX_DEVICES} devices, each with a name of its own")]
     Devices,
+    /// A network interface that there cannot be.
+    #[error("the network interface {0} has no or too many queues, or too small an MTU")]
+    Nic(String),
     /// There is no such disk, or it cannot have this size.
     #[error("the disk {disk} cannot become {bytes} bytes")]
     Resize {
@@ -255,6 +261,7 @@ pub struct Machine {
     balloon: Option<Arc<Balloon>>,
     console: Option<Arc<ConsoleDevice>>,
     memory: Gauge,
+    nics: Vec<Arc<NetDevice>>,
     driver: Option<JoinHandle<()>>,
 }
 
@@ -280,6 +287,7 @@ impl Machine {
         let disks = parts.disks.clone();
         let (balloon, console) = (parts.balloon.clone(), parts.console.clone());
         let memory = parts.ram.gauge();
+        let nics = parts.nics.clone();
         let driver = driver::Driver::new(parts, board.clone());
         let driver = std::thread::Builder::new()
             .name("machine".into())
@@ -295,6 +303,7 @@ impl Machine {
             balloon,
             console,
             memory,
+            nics,
             driver: Some(driver),
         })
     }
@@ -337,6 +346,12 @@ impl Machine {
     /// Bytes of the host's memory that the guest's takes; none when it has ended.
     pub fn resident(&self) -> u64 {
         self.memory.resident().unwrap_or(0)
+    }
+
+    /// How a network interface is, by its name.
+    pub fn nic(&self, name: &str) -> Option<NicStatus> {
+        let nic = self.nics.iter().find(|nic| nic.name() == name);
+        nic.map(|nic| nic.status())
     }
 
     /// Wait until the status is as wanted, but no longer than this. The status then.

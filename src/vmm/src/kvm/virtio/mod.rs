@@ -4,6 +4,7 @@
 pub(super) mod balloon;
 pub(super) mod block;
 pub(super) mod console;
+pub(super) mod net;
 pub(super) mod registers;
 pub(super) mod rng;
 pub(super) mod transport;
@@ -88,6 +89,17 @@ pub(super) struct Alarm {
 }
 
 impl Alarm {
+    /// Another hand on it.
+    ///
+    /// # Errors
+    /// If there are no descriptors left.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Alarm {
+            raised: self.raised.clone(),
+            interrupt: self.interrupt.as_ref().map(EventFd::try_clone).transpose()?,
+        })
+    }
+
     /// The driver broke a rule (§2.1.2, `DEVICE_NEEDS_RESET`).
     pub(super) fn raise(&self) {
         self.raised.store(true, Ordering::SeqCst);
@@ -111,7 +123,7 @@ pub(super) trait Device: Send + Sync {
     fn id(&self) -> u16;
     /// Its class on PCI, as `0xccssii`.
     fn class(&self) -> u32;
-    /// Its features, but for those of the transport.
+    /// Its features, but for those of the transport. The driver is offered what they are when it resets the device.
     fn features(&self) -> u64;
     /// The most descriptors of each of its queues.
     fn queues(&self) -> Vec<u16>;

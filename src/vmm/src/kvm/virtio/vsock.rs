@@ -275,6 +275,9 @@ impl Server {
 }
 
 impl Service for Server {
+    /// It connects to sockets, and accepts connections.
+    const MODEST: bool = false;
+
     fn begin(&mut self, floor: &mut Floor) {
         // Watched anew, since the watch is.
         self.watched.clear();
