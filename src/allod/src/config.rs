@@ -127,6 +127,10 @@ pub struct Compute {
     pub huge_pages: bool,
     /// The processor that the kvm engine's guests see.
     pub cpu_model: vmm::kvm::CpuModel,
+    /// The kvm engine's firmware for guests that boot like a PC.
+    pub bios: PathBuf,
+    /// The kvm engine's firmware for guests that boot by UEFI.
+    pub uefi: PathBuf,
     /// The program of the `qemu` engine.
     pub qemu: PathBuf,
     /// Where the children run.
@@ -156,6 +160,8 @@ impl Default for Compute {
             qemu_accel: QemuAccel::Auto,
             huge_pages: false,
             cpu_model: vmm::kvm::CpuModel::Host,
+            bios: "/usr/share/seabios/bios-256k.bin".into(),
+            uefi: "/usr/share/ovmf/OVMF.fd".into(),
             qemu: "/usr/bin/qemu-system-x86_64".into(),
             isolation: Isolation::Process,
             graceful_stop_seconds: 60,

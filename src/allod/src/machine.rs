@@ -13,7 +13,7 @@ use model::disk::{DiskSpec, DiskTransport};
 use model::machine::{PowerState, StopMode};
 use process::child::{Isolation, Launcher, Runtime};
 use uuid::Uuid;
-use vmm::kvm::{Control, CpuModel, Disk, Ending, Kernel, KvmEngine, Machine, Spec, State};
+use vmm::kvm::{Boot, Control, CpuModel, Disk, Ending, Kernel, KvmEngine, Machine, Spec, State};
 use vmm::{Embedded, Engine, Plan, PlannedBoot, PlannedDisk, PlannedNic};
 
 use crate::drivers::children;
@@ -100,11 +100,11 @@ fn here(arguments: &Arguments) -> Result<()> {
         memory_mib: arguments.memory,
         huge_pages: false,
         cpu: CpuModel::Host,
-        kernel: Kernel {
+        boot: Boot::Kernel(Kernel {
             image: open(&arguments.kernel)?,
             initrd: arguments.initrd.as_deref().map(open).transpose()?,
             command_line: arguments.command_line.clone(),
-        },
+        }),
         disks,
         nics: Vec::new(),
         balloon: false,

@@ -160,6 +160,8 @@ pub fn node_options(config: &Config) -> Options {
         machines: vmm::kvm::engine::Options {
             huge_pages: config.compute.huge_pages,
             cpu: config.compute.cpu_model,
+            bios: config.compute.bios.clone(),
+            uefi: config.compute.uefi.clone(),
         },
         first_uid: config.compute.uid_base,
         enforcement: Enforcement::default(),

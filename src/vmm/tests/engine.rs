@@ -165,6 +165,29 @@ async fn a_guest_on_a_thread_does_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn firmware_starts_in_its_jail_and_again_after_a_reset() {
+    if !usable() {
+        return;
+    }
+    let bench = bench(Isolation::Process);
+    let mut plan = bench.plan("");
+    plan.boot = PlannedBoot::Bios;
+    if !Options::default().bios.exists() {
+        println!("skipped: {:?} is not installed", Options::default().bios);
+        let refused = bench.engine.start(&plan).await;
+        assert!(matches!(refused, Err(EngineError::Io { .. })), "{refused:?}");
+        return;
+    }
+    bench.engine.start(&plan).await.unwrap();
+    bench.prints(&format!("Machine UUID {ID}")).await;
+    bench.engine.reset(ID).await.unwrap();
+    let twice = || bench.text().matches("SeaBIOS (version ").count() >= 2;
+    until(twice).await;
+    bench.engine.stop(ID, StopMode::Hard).await.unwrap();
+    bench.assert_gone();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deaf_guest_is_stopped_in_time_and_at_once_when_that_is_asked() {
     if !usable() {
         return;

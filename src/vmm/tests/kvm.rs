@@ -3,10 +3,14 @@
 
 #[path = "kvm/devices.rs"]
 mod devices;
+#[path = "kvm/firmware.rs"]
+mod firmware;
 #[path = "guests/mod.rs"]
 mod guests;
 #[path = "kvm/net.rs"]
 mod net;
+#[path = "probe/storage.rs"]
+mod storage;
 
 use std::fs::File;
 use std::io::Write;
@@ -14,7 +18,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use model::machine::StopMode;
-use vmm::kvm::{Control, CpuModel, Ending, Kernel, Machine, MachineError, Offer, Spec, State, Status, probe};
+use vmm::kvm::{
+    Boot, Control, CpuModel, Ending, Kernel, Machine, MachineError, Offer, Spec, State, Status, probe,
+};
 
 /// Longer than anything here takes, on a busy machine with an emulated processor.
 const LONG: Duration = Duration::from_secs(300);
@@ -105,17 +111,21 @@ fn spec(command: &str) -> Spec {
         memory_mib: 16,
         huge_pages: false,
         cpu: CpuModel::Host,
-        kernel: Kernel {
-            image: guests::elf(),
-            initrd: None,
-            command_line: command.into(),
-        },
+        boot: kernel(guests::elf(), None, command),
         disks: Vec::new(),
         balloon: false,
         console: None,
         vsock: None,
         nics: Vec::new(),
     }
+}
+
+fn kernel(image: File, initrd: Option<File>, command: &str) -> Boot {
+    Boot::Kernel(Kernel {
+        image,
+        initrd,
+        command_line: command.into(),
+    })
 }
 
 #[test]
@@ -125,9 +135,9 @@ fn a_pvh_guest_finds_its_memory_its_line_and_its_disk_and_switches_off() {
     }
     let mut initrd: File = tempfile::tempfile().unwrap();
     initrd.write_all(b"a small disk\0").unwrap();
-    let mut spec = spec("hello there");
+    let mut spec = spec("");
     spec.memory_mib = 5 * 1024;
-    spec.kernel.initrd = Some(initrd);
+    spec.boot = kernel(guests::elf(), Some(initrd), "hello there");
     let guest = Guest::new(spec).unwrap();
     assert_eq!(guest.machine.status().state, State::Created);
     guest.machine.control(Control::Start).unwrap();
@@ -136,9 +146,9 @@ fn a_pvh_guest_finds_its_memory_its_line_and_its_disk_and_switches_off() {
         guest.text(),
         "map 0000000000000000 000000000009fc00 00000001\n\
          map 000000000009fc00 0000000000060400 00000002\n\
-         map 0000000000100000 00000000bff00000 00000001\n\
+         map 0000000000100000 00000000aff00000 00000001\n\
          map 00000000e0000000 0000000000100000 00000002\n\
-         map 0000000100000000 0000000080000000 00000001\n\
+         map 0000000100000000 0000000090000000 00000001\n\
          line hello there\n\
          disk 0000000d a small disk\n"
     );
@@ -149,8 +159,8 @@ fn a_bzimage_boots() {
     if usable().is_none() {
         return;
     }
-    let mut spec = spec("quiet");
-    spec.kernel.image = guests::bzimage();
+    let mut spec = spec("");
+    spec.boot = kernel(guests::bzimage(), None, "quiet");
     let guest = Guest::new(spec).unwrap();
     guest.machine.control(Control::Start).unwrap();
     assert_eq!(guest.ends(), Ending::PoweredOff, "{:?}", guest.text());
@@ -310,7 +320,7 @@ fn what_makes_no_sense_is_refused() {
     ));
 
     let mut broken = spec("no");
-    broken.kernel.image = tempfile::tempfile().unwrap();
+    broken.boot = kernel(tempfile::tempfile().unwrap(), None, "no");
     let guest = Guest::new(broken).unwrap();
     guest.machine.control(Control::Start).unwrap_err();
     assert!(matches!(guest.ends(), Ending::Failed(_)));
@@ -351,23 +361,41 @@ const LINUX_LINE: &str = "ALLOD_KVM_LINUX_LINE";
 /// The environment variable with the modules that the kernel must load to see the entropy device, as a search path.
 const LINUX_MODULES: &str = "ALLOD_KVM_LINUX_MODULES";
 
+/// A real kernel for this host's KVM, and the modules that it must load.
+fn linux() -> Option<(File, Vec<std::path::PathBuf>)> {
+    usable()?;
+    let Some(image) = std::env::var_os(LINUX) else {
+        println!("skipped: {LINUX} names no kernel");
+        return None;
+    };
+    let modules = std::env::var_os(LINUX_MODULES);
+    let modules = modules.iter().flat_map(std::env::split_paths).collect();
+    Some((File::open(image).unwrap(), modules))
+}
+
+/// What it boots with: this first process, which does what `action` says.
+fn linux_boot(image: File, initrd: File, action: &str) -> Boot {
+    let line = std::env::var(LINUX_LINE).unwrap_or_else(|_| "console=ttyS0 panic=-1".into());
+    kernel(image, Some(initrd), &format!("{line} -- {action}"))
+}
+
+/// The same for a first process that loads no modules: the kernel must have all drivers built in.
+fn linux_without_modules(initrd: File, action: &str) -> Option<Boot> {
+    let (image, modules) = linux()?;
+    if !modules.is_empty() {
+        println!("skipped: {LINUX} names a kernel whose drivers are modules");
+        return None;
+    }
+    Some(linux_boot(image, initrd, action))
+}
+
 #[test]
 fn linux_boots_finds_what_acpi_tells_gets_entropy_restarts_and_switches_off() {
-    if usable().is_none() {
-        return;
-    }
-    let Some(kernel) = std::env::var_os(LINUX) else {
-        println!("skipped: {LINUX} names no kernel");
-        return;
-    };
-    let line = std::env::var(LINUX_LINE).unwrap_or_else(|_| "console=ttyS0 panic=-1".into());
-    let modules = std::env::var_os(LINUX_MODULES);
-    let modules: Vec<_> = modules.iter().flat_map(std::env::split_paths).collect();
+    let Some((image, modules)) = linux() else { return };
     for action in ["restart", "off"] {
-        let mut spec = spec(&format!("{line} -- {action}"));
+        let mut spec = spec("");
         spec.memory_mib = 128;
-        spec.kernel.image = File::open(&kernel).unwrap();
-        spec.kernel.initrd = Some(guests::initramfs(&modules));
+        spec.boot = linux_boot(image.try_clone().unwrap(), guests::initramfs(&modules), action);
         let guest = Guest::new(spec).unwrap();
         let start = Instant::now();
         guest.machine.control(Control::Start).unwrap();

@@ -18,7 +18,7 @@ use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
-use super::layout::{CONVENTIONAL_END, ECAM, ECAM_SIZE, HIGH_MEMORY, HOLE, KERNEL};
+use super::layout::{CONVENTIONAL_END, ECAM, ECAM_SIZE, HIGH_MEMORY, KERNEL, LOW_END};
 
 /// The least memory in MiB: what a boot's own structures and a small kernel need.
 pub const MIN_MIB: u64 = 2;
@@ -141,9 +141,14 @@ impl Ram {
         Gauge(file.map(|file| Arc::downgrade(file.arc())).unwrap_or_default())
     }
 
+    /// All of it.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Where memory below the hole ends.
     pub fn low_end(&self) -> u64 {
-        self.bytes.min(HOLE)
+        self.bytes.min(LOW_END)
     }
 
     /// All zeroes again, as before the first boot; the pages go back to the host.
@@ -173,8 +178,12 @@ impl Ram {
             entry(KERNEL, self.low_end(), Kind::Ram),
             entry(ECAM, ECAM + ECAM_SIZE, Kind::Reserved),
         ];
-        if self.bytes > HOLE {
-            map.push(entry(HIGH_MEMORY, HIGH_MEMORY + (self.bytes - HOLE), Kind::Ram));
+        if self.bytes > LOW_END {
+            map.push(entry(
+                HIGH_MEMORY,
+                HIGH_MEMORY + (self.bytes - LOW_END),
+                Kind::Ram,
+            ));
         }
         map
     }
@@ -237,7 +246,7 @@ impl Gauge {
 
 /// Guest physical address, size and offset in the file of each part.
 fn parts(bytes: u64) -> impl Iterator<Item = (u64, u64, u64)> {
-    let low = bytes.min(HOLE);
+    let low = bytes.min(LOW_END);
     [(0, low, 0), (HIGH_MEMORY, bytes - low, low)]
         .into_iter()
         .filter(|(_, size, _)| *size > 0)
@@ -261,7 +270,7 @@ mod tests {
         /// Whatever the size: the map is sorted, free of overlaps, and its memory is there, but for the firmware's area.
         #[test]
         fn the_map_tells_the_memory_that_is_there(mib in prop_oneof![
-            MIN_MIB..64u64, 3 * 1024 - 2..3 * 1024 + 3u64, MIN_MIB..=MAX_MIB, Just(MAX_MIB)
+            MIN_MIB..64u64, 2816 - 2..2816 + 3u64, MIN_MIB..=MAX_MIB, Just(MAX_MIB)
         ]) {
             let ram = Ram::new(mib, false).unwrap();
             let map = ram.map();
@@ -276,7 +285,7 @@ mod tests {
                 usable += entry.size;
             }
             prop_assert_eq!(usable, (mib << 20) - (KERNEL - CONVENTIONAL_END));
-            prop_assert!(!ram.memory().address_in_range(GuestAddress(HOLE)));
+            prop_assert!(!ram.memory().address_in_range(GuestAddress(LOW_END)));
             prop_assert!(!ram.memory().address_in_range(GuestAddress(HIGH_MEMORY - 1)));
         }
     }
@@ -287,12 +296,12 @@ mod tests {
         /// Whatever range is given back: its whole pages are zero afterwards, and nothing else is another than before.
         #[test]
         fn whole_pages_are_given_back_and_nothing_else(
-            start in prop_oneof![0u64..0x20_0000, HOLE - 0x4000..HOLE + 0x4000, HIGH_MEMORY - 0x4000..HIGH_MEMORY + 0x4000, any::<u64>()],
+            start in prop_oneof![0u64..0x20_0000, LOW_END - 0x4000..LOW_END + 0x4000, HIGH_MEMORY - 0x4000..HIGH_MEMORY + 0x4000, any::<u64>()],
             length in prop_oneof![0u64..0x8000, Just(2 << 30), any::<u64>()],
         ) {
             // Sparse: what is not touched costs nothing.
-            let ram = Ram::new((HOLE >> 20) + 2, false).unwrap();
-            let marks = [0, 0x1000, 0x4000, 0x5000, 0x10_0000, HOLE - 0x2000, HOLE - 0x1000, HIGH_MEMORY, HIGH_MEMORY + 0x1000];
+            let ram = Ram::new((LOW_END >> 20) + 2, false).unwrap();
+            let marks = [0, 0x1000, 0x4000, 0x5000, 0x10_0000, LOW_END - 0x2000, LOW_END - 0x1000, HIGH_MEMORY, HIGH_MEMORY + 0x1000];
             for mark in marks {
                 ram.memory().write_slice(&[1; 4096], GuestAddress(mark)).unwrap();
             }

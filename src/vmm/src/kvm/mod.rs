@@ -5,7 +5,7 @@
 //! - [`machine`]: a machine's states, and the one control enum that is its whole interface. Start there.
 //! - `cpu`: virtual CPUs, their threads, and the gate at which they stand still.
 //! - [`memory`], `layout`: the guest's memory and addresses.
-//! - [`boot`]: PVH and bzImage kernels.
+//! - [`boot`], [`firmware`]: PVH and bzImage kernels; SeaBIOS and UEFI.
 //! - `bus`, [`lifecycle`]: what a device is to the guest, and to the machine.
 //! - `pci`, `acpi`: the bus, and the tables that tell of it and of all else.
 //! - `virtio`: the virtio transport over PCI, and its devices.
@@ -20,6 +20,7 @@ mod bus;
 mod cpu;
 pub mod engine;
 mod event;
+pub mod firmware;
 mod layout;
 mod legacy;
 pub mod lifecycle;
@@ -30,9 +31,10 @@ pub mod probe;
 mod request;
 mod virtio;
 
-pub use boot::Kernel;
+pub use boot::{Boot, Kernel};
 pub use cpu::model::CpuModel;
 pub use engine::KvmEngine;
+pub use firmware::Firmware;
 pub use legacy::output::Sink;
 pub use machine::{Control, Ending, Machine, MachineError, Spec, State, Status};
 pub use probe::{Offer, ProbeError, probe};

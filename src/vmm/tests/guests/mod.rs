@@ -102,6 +102,26 @@ fn archive(source: &str, (device, number): (&str, (usize, usize)), modules: &[Pa
     File::open(path).unwrap()
 }
 
+/// A boot sector.
+pub fn sector() -> Vec<u8> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/sector.S");
+    let [elf, binary] = ["sector", "sector.bin"].map(|name| folder().join(name));
+    run(Command::new("cc")
+        .args([
+            "-m32",
+            "-nostdlib",
+            "-static",
+            "-no-pie",
+            "-Wl,-N,-Ttext=0x7c00,--build-id=none",
+            "-o",
+        ])
+        .args([&elf, &source]));
+    run(Command::new("objcopy")
+        .args(["-O", "binary", "-j", ".text"])
+        .args([&elf, &binary]));
+    std::fs::read(binary).unwrap()
+}
+
 /// The guest as an ELF with a PVH entry.
 pub fn elf() -> File {
     File::open(folder().join("pc")).unwrap()

@@ -8,16 +8,10 @@ use vmm::kvm::{BalloonStatus, Console, Vsock};
 use super::*;
 
 /// A Linux that tries the devices of this name.
-fn linux(what: &str) -> Option<Spec> {
-    usable()?;
-    let Some(kernel) = std::env::var_os(LINUX) else {
-        println!("skipped: {LINUX} names no kernel");
-        return None;
-    };
-    let mut spec = spec(&format!("{LINUX_LINE} -- {what}"));
+fn trying(what: &str) -> Option<Spec> {
+    let mut spec = spec("");
+    spec.boot = linux_without_modules(guests::devices(), what)?;
     spec.memory_mib = 64;
-    spec.kernel.image = File::open(&kernel).unwrap();
-    spec.kernel.initrd = Some(guests::devices());
     Some(spec)
 }
 
@@ -32,7 +26,7 @@ fn until(guest: &Guest, what: &str, holds: impl Fn() -> bool) {
 
 #[test]
 fn memory_that_a_guest_does_without_goes_back_to_the_host() {
-    let Some(mut spec) = linux("balloon") else { return };
+    let Some(mut spec) = trying("balloon") else { return };
     spec.balloon = true;
     let guest = Guest::new(spec).unwrap();
     let balloon = || guest.machine.balloon().unwrap();
@@ -67,7 +61,7 @@ fn memory_that_a_guest_does_without_goes_back_to_the_host() {
 
 #[test]
 fn free_pages_are_reported() {
-    let Some(mut spec) = linux("free") else { return };
+    let Some(mut spec) = trying("free") else { return };
     spec.balloon = true;
     let guest = Guest::new(spec).unwrap();
     let balloon = || guest.machine.balloon().unwrap();
@@ -116,7 +110,7 @@ fn a_balloon_that_there_cannot_be_is_refused() {
 
 #[test]
 fn a_guest_prints_and_reads_on_its_second_console() {
-    let Some(mut spec) = linux("console") else { return };
+    let Some(mut spec) = trying("console") else { return };
     let printed = Arc::new(Mutex::new(Vec::new()));
     let there = printed.clone();
     spec.console = Some(Console(Box::new(move |bytes: &[u8]| {
@@ -161,7 +155,7 @@ fn line(stream: &mut UnixStream) -> String {
 
 #[test]
 fn guest_and_host_reach_each_other_by_sockets() {
-    let Some(mut spec) = linux("vsock") else { return };
+    let Some(mut spec) = trying("vsock") else { return };
     let folder = tempfile::tempdir().unwrap();
     let door = folder.path().join("door");
     let service = UnixListener::bind(folder.path().join("vsock_1234")).unwrap();

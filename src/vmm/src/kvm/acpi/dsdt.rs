@@ -6,7 +6,7 @@ use acpi_tables::aml::{
     ResourceTemplate, Scope,
 };
 
-use crate::kvm::layout::{CMOS, ECAM, ECAM_SIZE, HOLE, SERIAL, SERIAL_IRQ};
+use crate::kvm::layout::{CMOS, ECAM, ECAM_SIZE, HOLE, IO_APIC, SERIAL, SERIAL_IRQ};
 use crate::kvm::legacy::power::SLEEP_TYPE_OFF;
 use crate::kvm::legacy::{cmos, serial};
 use crate::kvm::pci::CONFIG_PORTS;
@@ -36,7 +36,22 @@ pub(super) fn code() -> Vec<u8> {
         (ECAM - 1) as u32,
         None,
     );
-    let root_resources = ResourceTemplate::new(vec![&bus, &config, &low_ports, &high_ports, &memory]);
+    // Where firmware puts windows.
+    let upper_memory = AddressSpace::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        (ECAM + ECAM_SIZE) as u32,
+        (IO_APIC - 1) as u32,
+        None,
+    );
+    let root_resources = ResourceTemplate::new(vec![
+        &bus,
+        &config,
+        &low_ports,
+        &high_ports,
+        &memory,
+        &upper_memory,
+    ]);
     let (express, plain) = (EISAName::new("PNP0A08"), EISAName::new("PNP0A03"));
     let names: [(&str, &dyn Aml); 6] = [
         ("_HID", &express),

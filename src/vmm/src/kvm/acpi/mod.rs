@@ -1,6 +1,8 @@
-//! ACPI's tables (ACPI 6.5 §5.2), in the firmware's area below 1 MiB: RSDP → XSDT → FADT (→ DSDT, FACS), MADT, MCFG.
+//! ACPI's tables (ACPI 6.5 §5.2): RSDP → XSDT → FADT (→ DSDT, FACS), MADT, MCFG. A kernel finds them in the firmware's area
+//! below 1 MiB; firmware gets them as files, and places them itself ([`loader`]).
 
 mod dsdt;
+pub(super) mod loader;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -9,7 +11,7 @@ use acpi_tables::sdt::Sdt;
 use virtio::memory::Memory;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::layout::{ACPI, ECAM, KERNEL, PM, RESET_CONTROL, SCI};
+use super::layout::{self, ACPI, ECAM, KERNEL, PM, RESET_CONTROL, SCI};
 use super::legacy::cmos::CENTURY;
 use super::legacy::power::{CONTROL, TIMER};
 use super::legacy::reset::ResetControl;
@@ -25,25 +27,15 @@ const FADT_LENGTH: u32 = 276;
 /// Where the local APICs are.
 const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Where the IOAPIC is.
-const IO_APIC: u32 = 0xfec0_0000;
+const IO_APIC: u32 = layout::IO_APIC as u32;
 
 /// The tables, one after the other from [`ACPI`] on, the RSDP first.
 pub(super) fn tables(vcpus: u32) -> Vec<u8> {
-    let mut area = Area(Vec::new());
-    let rsdp = area.put(&[0; size_of::<Rsdp>()]);
-    let facs = area.put(&bytes(&FACS::new()));
-    let dsdt = area.put(&table(*b"DSDT", 2, &dsdt::code()));
-    let fadt = area.put(&fadt(facs, dsdt));
-    let madt = area.put(&madt(vcpus));
-    let mcfg = area.put(&mcfg());
-    let entries: Vec<u8> = [fadt, madt, mcfg]
-        .into_iter()
-        .flat_map(u64::to_le_bytes)
-        .collect();
-    let xsdt = area.put(&table(*b"XSDT", 1, &entries));
-    let at = (rsdp - ACPI) as usize;
-    area.0[at..at + size_of::<Rsdp>()].copy_from_slice(&bytes(&Rsdp::new(OEM, xsdt)));
-    area.0
+    let (area, xsdt) = Area::new(ACPI + ALIGNMENT as u64, vcpus);
+    let mut tables = bytes(&Rsdp::new(OEM, xsdt));
+    tables.resize(ALIGNMENT, 0);
+    tables.extend(area.bytes);
+    tables
 }
 
 /// Write the tables. Where the RSDP is.
@@ -57,15 +49,59 @@ pub(super) fn write(memory: &Memory, vcpus: u32) -> Result<u64, GuestMemoryError
     Ok(ACPI)
 }
 
-/// Tables in a row.
-struct Area(Vec<u8>);
+/// What the FACS wants (§5.2.10), and more than the RSDP's size.
+const ALIGNMENT: usize = 64;
+
+/// All tables but the RSDP in a row, and what in them depends on where they are.
+struct Area {
+    base: u64,
+    bytes: Vec<u8>,
+    /// Offset and bytes of each field that points to a table.
+    pointers: Vec<(usize, u8)>,
+    /// Offset and bytes of each table with a checksum.
+    checked: Vec<(usize, usize)>,
+}
 
 impl Area {
-    /// Append a table, aligned as the FACS wants it (64 bytes). Its address.
-    fn put(&mut self, table: &[u8]) -> u64 {
-        self.0.resize(self.0.len().next_multiple_of(64), 0);
-        let address = ACPI + self.0.len() as u64;
-        self.0.extend_from_slice(table);
+    /// The tables from this address on, and where the XSDT is.
+    fn new(base: u64, vcpus: u32) -> (Self, u64) {
+        let mut area = Area {
+            base,
+            bytes: Vec::new(),
+            pointers: Vec::new(),
+            checked: Vec::new(),
+        };
+        let facs = area.put(&bytes(&FACS::new()));
+        let dsdt = area.put_table(&table(*b"DSDT", 2, &dsdt::code()), &[]);
+        let fadt = area.put_table(&fadt(facs, dsdt), &FADT_POINTERS);
+        let madt = area.put_table(&madt(vcpus), &[]);
+        let mcfg = area.put_table(&mcfg(), &[]);
+        let addresses = [fadt, madt, mcfg];
+        let entries: Vec<u8> = addresses.into_iter().flat_map(u64::to_le_bytes).collect();
+        let pointers: Vec<_> = (HEADER as usize..)
+            .step_by(8)
+            .map(|at| (at, 8))
+            .take(addresses.len())
+            .collect();
+        let xsdt = area.put_table(&table(*b"XSDT", 1, &entries), &pointers);
+        (area, xsdt)
+    }
+
+    /// Append bytes, aligned. Their address.
+    fn put(&mut self, bytes: &[u8]) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
+        let address = self.base + self.bytes.len() as u64;
+        self.bytes.extend_from_slice(bytes);
+        address
+    }
+
+    /// Append a table with a checksum and such pointers. Its address.
+    fn put_table(&mut self, table: &[u8], pointers: &[(usize, u8)]) -> u64 {
+        let address = self.put(table);
+        let start = self.bytes.len() - table.len();
+        self.checked.push((start, table.len()));
+        self.pointers
+            .extend(pointers.iter().map(|(at, size)| (start + at, *size)));
         address
     }
 }
@@ -81,6 +117,9 @@ fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     table.append_slice(body);
     table.as_slice().to_vec()
 }
+
+/// The FACS, and the DSDT in the old field and in the new.
+const FADT_POINTERS: [(usize, u8); 3] = [(36, 4), (40, 4), (140, 8)];
 
 /// The fixed description (§5.2.9).
 fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {

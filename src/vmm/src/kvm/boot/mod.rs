@@ -15,11 +15,22 @@ use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
+use super::acpi;
 use super::cpu::entry;
+use super::firmware::{Firmware, Rom};
 use super::layout::{COMMAND_LINE, COMMAND_LINE_MAX};
 use super::memory::Ram;
 
 /// What the machine boots.
+#[derive(Debug)]
+pub enum Boot {
+    /// A kernel, at once.
+    Kernel(Kernel),
+    /// Firmware, which boots from a disk.
+    Firmware(Firmware),
+}
+
+/// A kernel that the machine boots.
 #[derive(Debug)]
 pub struct Kernel {
     /// A bzImage, or an ELF with a PVH entry.
@@ -53,6 +64,9 @@ pub enum BootError {
     /// Too long, or with a zero byte in it.
     #[error("the kernel takes no command line of {0} bytes, or with a zero byte in it")]
     CommandLine(usize),
+    /// Firmware of an impossible size, or of another than it had when the machine was made.
+    #[error("firmware is whole pages, 64 KiB to 16 MiB, and keeps its size: not {0} bytes")]
+    FirmwareSize(u64),
     /// A file cannot be read.
     #[error("cannot read {what}: {source}")]
     Read {
@@ -69,6 +83,8 @@ pub enum BootError {
 /// Where and how the boot processor starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Start {
+    /// As a processor starts: the state that KVM has made.
+    Reset,
     /// By PVH: at an address, with the start information's address.
     Pvh {
         /// Of the first instruction.
@@ -85,6 +101,7 @@ impl Start {
     /// Set the boot processor's registers.
     pub(super) fn prepare(self, vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
         match self {
+            Start::Reset => Ok(()),
             Start::Pvh { entry } => entry::protected(vcpu, entry, super::layout::PVH_INFO as u32),
             Start::Linux { entry } => entry::linux(
                 vcpu,
@@ -96,8 +113,27 @@ impl Start {
     }
 }
 
+/// [`Boot`], with the room for firmware that KVM was given.
+pub(super) enum Source {
+    Kernel(Kernel),
+    Firmware(Rom),
+}
+
+impl Source {
+    /// Load what a machine with so many vCPUs runs first, into memory that is all zeroes.
+    pub(super) fn load(&self, ram: &Ram, vcpus: u32) -> Result<Start, BootError> {
+        match self {
+            Source::Kernel(kernel) => {
+                let rsdp = acpi::write(ram.memory(), vcpus)?;
+                load(ram, kernel, Some(rsdp))
+            }
+            Source::Firmware(rom) => rom.load(ram).map(|()| Start::Reset),
+        }
+    }
+}
+
 /// Load the kernel with all it needs. `rsdp` is where ACPI's tables begin, if there are any.
-pub(super) fn load(ram: &Ram, kernel: &Kernel, rsdp: Option<u64>) -> Result<Start, BootError> {
+fn load(ram: &Ram, kernel: &Kernel, rsdp: Option<u64>) -> Result<Start, BootError> {
     let mut head = [0; 0x206];
     let length = kernel
         .image

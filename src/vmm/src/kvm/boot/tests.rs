@@ -160,7 +160,7 @@ fn what_does_not_fit_is_refused() {
     ));
 }
 
-const HOLE_ADDRESS: u64 = crate::kvm::layout::HOLE;
+const HOLE_ADDRESS: u64 = crate::kvm::layout::LOW_END;
 
 #[test]
 fn other_files_are_refused() {

@@ -16,13 +16,14 @@ use model::net::MacAddr;
 use process::child::Start;
 use process::control::{Next, serve_until};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 use virtio::block::Geometry;
 
 use crate::console::Log;
 use crate::fleet::ExitRecord;
 use crate::kvm::machine::{Control, Ending, Machine, Spec, State};
 use crate::kvm::virtio::block::{Disk, Storage};
-use crate::kvm::{CpuModel, Kernel, Nic, Status};
+use crate::kvm::{Boot as MachineBoot, CpuModel, Firmware, Kernel, Nic, Status};
 
 /// The child's kind: its argument on the command line.
 pub const KIND: &str = "vmm";
@@ -46,6 +47,7 @@ pub(super) struct Order {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Boot {
     Kernel { initrd: bool, command_line: String },
+    Firmware { id: Uuid },
 }
 
 /// A disk; its file is the descriptor of its name.
@@ -73,6 +75,7 @@ pub(super) const EXIT: &str = "exit";
 /// And of those that some are given.
 pub(super) const KERNEL: &str = "kernel";
 pub(super) const INITRD: &str = "initrd";
+pub(super) const FIRMWARE: &str = "firmware";
 
 /// What the daemon asks on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,12 +135,16 @@ fn prepare(start: &mut Start, open: OpenDisk) -> Result<Prepared, String> {
         start.take::<File>(second).map_err(text)?,
     ];
     let log = Log::new(log).map_err(|error| format!("console log: {error}"))?;
-    let kernel = match order.boot {
-        Boot::Kernel { initrd, command_line } => Kernel {
+    let boot = match order.boot {
+        Boot::Kernel { initrd, command_line } => MachineBoot::Kernel(Kernel {
             image: start.take(KERNEL).map_err(text)?,
             initrd: initrd.then(|| start.take(INITRD)).transpose().map_err(text)?,
             command_line,
-        },
+        }),
+        Boot::Firmware { id } => MachineBoot::Firmware(Firmware {
+            image: start.take(FIRMWARE).map_err(text)?,
+            id,
+        }),
     };
     let mut disks = Vec::with_capacity(order.disks.len());
     for OrderedDisk { name, spec } in order.disks {
@@ -156,7 +163,7 @@ fn prepare(start: &mut Start, open: OpenDisk) -> Result<Prepared, String> {
         memory_mib: order.memory_mib,
         huge_pages: order.huge_pages,
         cpu: order.cpu,
-        kernel,
+        boot,
         disks,
         nics: order
             .nics

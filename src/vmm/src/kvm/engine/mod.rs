@@ -44,12 +44,28 @@ const OVERHEAD: u64 = 64 * MIB;
 const TABLES: u64 = 256;
 
 /// How machines are made.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Guests' memory consists of huge pages.
     pub huge_pages: bool,
     /// The processor that guests see.
     pub cpu: CpuModel,
+    /// The image of a PC's firmware: SeaBIOS.
+    pub bios: PathBuf,
+    /// The image of UEFI firmware.
+    pub uefi: PathBuf,
+}
+
+impl Default for Options {
+    /// What Debian's packages `seabios` and `ovmf` install.
+    fn default() -> Self {
+        Options {
+            huge_pages: false,
+            cpu: CpuModel::Host,
+            bios: "/usr/share/seabios/bios-256k.bin".into(),
+            uefi: "/usr/share/ovmf/OVMF.fd".into(),
+        }
+    }
 }
 
 /// Runs guests on the embedded monitor.
@@ -152,6 +168,15 @@ fn control_path(folder: &Path) -> PathBuf {
     folder.join("vmm.sock")
 }
 
+fn open_firmware(path: &Path) -> Result<File, EngineError> {
+    let file = File::open(path);
+    file.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "guests' firmware"))
+        .map_err(|source| EngineError::Io {
+            what: "the guests' firmware: install Debian's package seabios or ovmf, or name another image",
+            source,
+        })
+}
+
 impl Shared {
     /// Start the process; the machine runs when this returns. Blocks.
     fn launch(&self, plan: &Plan) -> Result<Task, EngineError> {
@@ -173,6 +198,11 @@ impl Shared {
         let [console0, console1] = console::paths(&plan.folder)
             .map(|path| fleet::console_file(path).map_err(io("the console's log")));
         let (console0, console1) = (console0?, console1?);
+        let firmware = match &plan.boot {
+            PlannedBoot::Bios => Some(open_firmware(&self.options.bios)?),
+            PlannedBoot::Uefi => Some(open_firmware(&self.options.uefi)?),
+            PlannedBoot::Kernel { .. } => None,
+        };
         let mut descriptors: Vec<(&str, BorrowedFd<'_>)> = vec![
             (child::KVM, kvm.as_fd()),
             (child::CONTROL, control.as_fd()),
@@ -193,13 +223,9 @@ impl Shared {
                     command_line: command_line.clone(),
                 }
             }
-            PlannedBoot::Bios | PlannedBoot::Uefi => {
-                return Err(EngineError::Unsupported {
-                    engine: "kvm",
-                    what: "start firmware yet",
-                });
-            }
+            PlannedBoot::Bios | PlannedBoot::Uefi => child::Boot::Firmware { id: plan.id },
         };
+        descriptors.extend(firmware.iter().map(|file| (child::FIRMWARE, file.as_fd())));
         let mut disks = Vec::new();
         for disk in &plan.disks {
             let embedded = disk.embedded.as_ref().ok_or(EngineError::Unsupported {

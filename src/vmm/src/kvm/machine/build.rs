@@ -6,30 +6,32 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_msr_entry, kvm_pit_config,
-    kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_msr_entry,
+    kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::routes::KvmRoutes;
 use super::{MAX_DEVICES, MAX_VCPUS, MachineError, Message, Spec};
-use crate::kvm::boot::Kernel;
+use crate::kvm::boot::{Boot, Source};
 use crate::kvm::bus::Bus;
 use crate::kvm::cpu::cpuid;
 use crate::kvm::cpu::gate::Gate;
 use crate::kvm::cpu::model::CpuModel;
 use crate::kvm::cpu::state::State as VcpuState;
 use crate::kvm::cpu::thread::{Buses, Vcpu};
+use crate::kvm::firmware::{self, Rom};
 use crate::kvm::layout;
 use crate::kvm::legacy::cmos::{self, Cmos};
+use crate::kvm::legacy::fw_cfg::{self, FwCfg};
 use crate::kvm::legacy::output::{Output, Sink};
 use crate::kvm::legacy::power::{self, Power};
 use crate::kvm::legacy::reset::{I8042, I8042_PORTS, ResetControl};
 use crate::kvm::legacy::serial::{self, Line, Serial};
 use crate::kvm::lifecycle::Lifecycle;
 use crate::kvm::memory::Ram;
-use crate::kvm::pci::{CONFIG_PORTS, ConfigPorts, Functions, Root, Window};
+use crate::kvm::pci::{CONFIG_PORTS, ConfigPorts, Functions, IsaBridge, Root, Window};
 use crate::kvm::request::Requests;
 use crate::kvm::virtio::Device;
 use crate::kvm::virtio::balloon::Balloon;
@@ -69,6 +71,9 @@ impl Chips {
     }
 }
 
+/// KVM's slot of the firmware; memory has those from 0 on.
+const ROM_SLOT: u32 = 31;
+
 /// A machine's parts. They are dropped in this order: KVM lets go of the memory before it is unmapped.
 pub(super) struct Parts {
     pub(super) vcpus: Vec<Vcpu>,
@@ -83,7 +88,7 @@ pub(super) struct Parts {
     /// Each vCPU's state before the first boot, and the interrupt controllers'.
     pub(super) first: Vec<VcpuState>,
     pub(super) chips: Chips,
-    pub(super) kernel: Kernel,
+    pub(super) boot: Source,
     pub(super) gate: Arc<Gate>,
     /// They write what is left of the consoles when they are dropped.
     pub(super) _outputs: (Output, Option<Output>),
@@ -121,7 +126,14 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
         return Err(MachineError::HugeBalloon);
     }
     let ram = Ram::new(spec.memory_mib, spec.huge_pages)?;
-    let vm = Arc::new(make_vm(&system, &ram)?);
+    let (boot, server) = match spec.boot {
+        Boot::Kernel(kernel) => (Source::Kernel(kernel), None),
+        Boot::Firmware(firmware) => {
+            let id = firmware.id;
+            (Source::Firmware(Rom::new(firmware)?), Some(id))
+        }
+    };
+    let vm = Arc::new(make_vm(&system, &ram, &boot)?);
     let fds = make_vcpus(&system, &vm, spec.vcpus, spec.cpu)?;
     let indices = system
         .get_msr_index_list()
@@ -180,14 +192,31 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
         let vsock = VsockDevice::new(vsock).map_err(io("cannot listen for a guest"))?;
         devices.push(Arc::new(vsock));
     }
-    let functions = make_functions(devices, &ram, &routes)?;
-    let root = Arc::new(Root::new(functions.clone()));
-    let window = Arc::new(Window::new(layout::HOLE, functions.clone()));
+    let most = MAX_DEVICES - usize::from(server.is_some());
+    let functions = make_functions(devices, most, &ram, &routes)?;
+    // What only firmware looks for.
+    let isa = server.map(|_| Arc::new(IsaBridge::new()));
+    let fw_cfg = server.map(|id| {
+        // They are the first on the bus, behind the host bridge.
+        let disks: Vec<_> = (1..).take(disks.len()).collect();
+        let items = firmware::items(id, spec.vcpus, &ram, &disks);
+        Arc::new(FwCfg::new(items, ram.memory().clone()))
+    });
+    if let Some(fw_cfg) = &fw_cfg {
+        ports.add(layout::FW_CFG, fw_cfg::PORTS, fw_cfg.clone())?;
+    }
+    let root = Arc::new(Root::new(functions.clone(), isa.clone()));
     let config = Arc::new(ConfigPorts::new(root.clone(), control.clone()));
     ports.add(layout::PCI_CONFIG, CONFIG_PORTS, config.clone())?;
     let mut memory = Bus::default();
-    memory.add(layout::HOLE, layout::ECAM - layout::HOLE, window)?;
     memory.add(layout::ECAM, layout::ECAM_SIZE, root.clone())?;
+    for (start, end) in [
+        (layout::LOW_END, layout::ECAM),
+        (layout::ECAM + layout::ECAM_SIZE, layout::IO_APIC),
+    ] {
+        let window = Arc::new(Window::new(start, root.clone()));
+        memory.add(start, end - start, window)?;
+    }
     let buses = Arc::new(Buses { ports, memory });
 
     let mut parts = Parts {
@@ -202,11 +231,15 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
         ram,
         first,
         chips,
-        kernel: spec.kernel,
+        boot,
         gate: gate.clone(),
         _outputs: (output, second),
         clock_adjusts: system.check_extension(Cap::AdjustClock),
     };
+    parts.devices.extend(isa.map(|isa| isa as Arc<dyn Lifecycle>));
+    parts
+        .devices
+        .extend(fw_cfg.map(|device| device as Arc<dyn Lifecycle>));
     for function in functions {
         parts.devices.push(function);
     }
@@ -233,11 +266,12 @@ fn make_nics(nics: Vec<Nic>) -> Result<Vec<Arc<NetDevice>>, MachineError> {
 /// The functions on the bus, their windows one after the other from the hole's beginning on.
 fn make_functions(
     devices: Vec<Arc<dyn Device>>,
+    most: usize,
     ram: &Ram,
     routes: &Arc<KvmRoutes>,
 ) -> Result<Functions, MachineError> {
     let names: BTreeSet<_> = devices.iter().map(|device| device.name()).collect();
-    if names.len() != devices.len() || devices.len() > MAX_DEVICES {
+    if names.len() != devices.len() || devices.len() > most {
         return Err(MachineError::Devices);
     }
     let memory = Arc::new(ram.memory().clone());
@@ -262,7 +296,7 @@ impl Drop for Parts {
     }
 }
 
-fn make_vm(system: &Kvm, ram: &Ram) -> Result<VmFd, MachineError> {
+fn make_vm(system: &Kvm, ram: &Ram, boot: &Source) -> Result<VmFd, MachineError> {
     let vm = loop {
         match system.create_vm() {
             // A signal came while the kernel was at it.
@@ -288,6 +322,26 @@ fn make_vm(system: &Kvm, ram: &Ram) -> Result<VmFd, MachineError> {
         // references into it, but accesses it as volatile memory.
         #[allow(unsafe_code)]
         unsafe { vm.set_user_memory_region(region) }.map_err(kvm("cannot give the machine memory"))?;
+    }
+    if let Source::Firmware(rom) = boot {
+        let (start, size, host) = rom.slot();
+        let region = kvm_userspace_memory_region {
+            slot: ROM_SLOT,
+            // What the guest writes comes to the bus then, where nothing listens. Without this the guest changes its copy of the
+            // firmware, until the next reset.
+            flags: if system.check_extension(Cap::ReadonlyMem) {
+                KVM_MEM_READONLY
+            } else {
+                0
+            },
+            guest_phys_addr: start,
+            memory_size: size,
+            userspace_addr: host,
+        };
+        // SAFETY: the slot is a mapping of `rom`, which `Parts` drops after the machine; nothing in this process keeps
+        // references into it, but accesses it as volatile memory.
+        #[allow(unsafe_code)]
+        unsafe { vm.set_user_memory_region(region) }.map_err(kvm("cannot give the machine its firmware"))?;
     }
     vm.create_irq_chip()
         .map_err(kvm("cannot make interrupt controllers"))?;

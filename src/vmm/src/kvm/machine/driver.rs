@@ -9,8 +9,6 @@ use model::machine::StopMode;
 
 use super::build::{Parts, kvm};
 use super::{Board, Control, Ending, MachineError, Message, State};
-use crate::kvm::acpi;
-use crate::kvm::boot::{self, BootError};
 use crate::kvm::request::{Asked, Request};
 use crate::kvm::virtio::Device;
 
@@ -137,12 +135,11 @@ impl Driver {
         self.board.update(|status| status.state = state);
     }
 
-    /// Load the kernel and set the boot processor's registers.
+    /// Load the kernel or the firmware, and set the boot processor's registers.
     fn load(&self) -> Result<(), MachineError> {
         let parts = self.parts()?;
         let count = u32::try_from(parts.vcpus.len()).unwrap_or(u32::MAX);
-        let rsdp = acpi::write(parts.ram.memory(), count).map_err(BootError::Memory)?;
-        let start = boot::load(&parts.ram, &parts.kernel, Some(rsdp))?;
+        let start = parts.boot.load(&parts.ram, count)?;
         if let Some(vcpu) = parts.vcpus.first() {
             start
                 .prepare(&vcpu.fd())

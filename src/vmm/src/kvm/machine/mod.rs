@@ -15,7 +15,7 @@
 //!   machine (a paused one runs on for that) and ends it when its time is up.
 //! ```
 //!
-//! A reset clears the guest's memory and loads its kernel again: it is the same machine with the same devices.
+//! A reset clears the guest's memory and loads its kernel or firmware again: it is the same machine with the same devices.
 
 mod build;
 mod driver;
@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::boot::{BootError, Kernel};
+use super::boot::{Boot, BootError};
 use super::bus::Overlap;
 use super::cpu::model::CpuModel;
 use super::event::descriptor;
@@ -50,7 +50,7 @@ use super::virtio::vsock::Vsock;
 /// The most vCPUs of a machine. Their APIC ids fit into eight bits.
 pub const MAX_VCPUS: u32 = 128;
 
-/// The most devices on the bus: all numbers but the host bridge's.
+/// The most devices on the bus: all numbers but the host bridge's. With firmware one less, for the bridge to ISA.
 pub const MAX_DEVICES: usize = 31;
 
 /// What a machine is made of.
@@ -67,7 +67,7 @@ pub struct Spec {
     /// The processor that the guest sees.
     pub cpu: CpuModel,
     /// What it boots.
-    pub kernel: Kernel,
+    pub boot: Boot,
     /// Disks, in the guest's order.
     pub disks: Vec<Disk>,
     /// A memory balloon, which reports free pages, too. Not with huge pages: these cannot be given back.
@@ -176,7 +176,7 @@ pub enum MachineError {
     /// The guest's memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The guest's kernel.
+    /// The guest's kernel or firmware.
     #[error(transparent)]
     Boot(#[from] BootError),
     /// A device cannot be made.

@@ -83,6 +83,14 @@ impl ConfigSpace {
         self.initial = self.bytes;
     }
 
+    /// Registers of this function alone: their bytes, and the bits of them that the guest may change.
+    pub(in crate::kvm) fn add_registers(&mut self, at: usize, bytes: &[u8], writable: &[u8]) {
+        debug_assert!(at >= FIRST_CAPABILITY && at + bytes.len() <= SIZE && bytes.len() == writable.len());
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+        self.writable[at..at + bytes.len()].copy_from_slice(writable);
+        self.initial = self.bytes;
+    }
+
     /// Append a capability (§6.7): its bytes from the one after the link on, and the bits of them that the guest may
     /// change. The register where it begins.
     pub(in crate::kvm) fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> usize {

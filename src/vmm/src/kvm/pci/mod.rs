@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::lifecycle::Lifecycle;
 
 pub(super) mod config;
+mod isa;
 pub(super) mod msix;
 mod root;
 
@@ -24,7 +25,8 @@ pub(super) trait Function: Lifecycle {
     fn write(&self, offset: u32, data: &[u8]);
 }
 
-/// The functions of a bus: devices 1 and following, function 0.
+/// The functions of a bus: devices 1 and following, function 0. Device 31 may be the bridge to ISA.
 pub(super) type Functions = Vec<Arc<dyn Function>>;
 
+pub(super) use isa::IsaBridge;
 pub(super) use root::{CONFIG_PORTS, ConfigPorts, Root, Window};

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::config::{ConfigSpace, Identity};
-use super::{Function, Functions};
+use super::{Function, Functions, IsaBridge};
 use crate::kvm::bus::BusDevice;
+use crate::kvm::layout::ECAM;
 use crate::kvm::lifecycle::{Lifecycle, Saved, StateError};
 
 /// Ports of mechanism 1: address, data. The reset control register lies in the first four.
@@ -20,27 +21,47 @@ const RESET_CONTROL: u64 = 1;
 const ENABLED: u32 = 1 << 31;
 /// Address: bus, device, function, register; the two lowest bits are the data port's.
 const ADDRESS_BITS: u32 = 0x80ff_fffc;
+/// The host bridge's register that says where configuration space is seen in memory (Intel 82Q35 datasheet §5.1.16,
+/// "PCIEXBAR"): bit 0 that it is, 28 and above where. It is seen at [`ECAM`] anyway, and where firmware moves it.
+const SEEN_AT: usize = 0x60;
+const SEEN: u32 = 1;
+const SEEN_AT_BITS: u64 = 0xf_f000_0000;
+/// Bytes that are seen: 256 buses, of which there is one.
+const SEEN_SIZE: u64 = 256 << 20;
+/// The registers that say whether there is memory from 0xc_0000 on (§5.1.20, "PAM0" to "PAM6"). Here there is, and it can be
+/// written, whatever they say; but at first they must say that there is not, so that SeaBIOS copies itself there.
+const SHADOW: usize = 0x90;
+const SHADOW_BITS: [u8; 7] = [0x30, 0x33, 0x33, 0x33, 0x33, 0x33, 0x33];
+/// The number of the bridge to ISA.
+const ISA: u64 = 31 << 3;
 /// The layout of the saved state.
 const VERSION: u32 = 1;
 
 /// The root, and the functions on its bus.
 pub(in crate::kvm) struct Root {
     bridge: Mutex<ConfigSpace>,
+    isa: Option<Arc<IsaBridge>>,
     functions: Functions,
 }
 
 impl Root {
-    /// With the host bridge, which is function 0 of device 0, and these functions.
-    pub(in crate::kvm) fn new(functions: Functions) -> Self {
+    /// With the host bridge, which is function 0 of device 0, these functions, and perhaps a bridge to ISA.
+    pub(in crate::kvm) fn new(functions: Functions, isa: Option<Arc<IsaBridge>>) -> Self {
+        let mut bridge = ConfigSpace::new(Identity {
+            // Intel's 82G33, which kernels know as a PCI Express host bridge with nothing to be done about it, and firmware as
+            // that of QEMU's `q35`.
+            vendor: 0x8086,
+            device: 0x29c0,
+            class: 0x06_0000,
+            revision: 0,
+        });
+        let seen_at = (ECAM | u64::from(SEEN)).to_le_bytes();
+        bridge.add_registers(SEEN_AT, &seen_at, &(SEEN_AT_BITS | u64::from(SEEN)).to_le_bytes());
+        bridge.add_registers(SHADOW, &[0; SHADOW_BITS.len()], &SHADOW_BITS);
         Root {
             functions,
-            bridge: Mutex::new(ConfigSpace::new(Identity {
-                // Intel's 82G33, which drivers know as a PCI Express host bridge with nothing to be done about it.
-                vendor: 0x8086,
-                device: 0x29c0,
-                class: 0x06_0000,
-                revision: 0,
-            })),
+            isa,
+            bridge: Mutex::new(bridge),
         }
     }
 
@@ -54,6 +75,8 @@ impl Root {
         data.fill(0xff);
         if function == 0 {
             self.bridge().read(register, data);
+        } else if let Some(isa) = self.isa.as_ref().filter(|_| function == ISA) {
+            isa.config().read(register, data);
         } else if let Some(function) = self.function(function) {
             function.read_config(register, data);
         }
@@ -62,6 +85,8 @@ impl Root {
     fn write(&self, function: u64, register: usize, data: &[u8]) {
         if function == 0 {
             self.bridge().write(register, data);
+        } else if let Some(isa) = self.isa.as_ref().filter(|_| function == ISA) {
+            isa.config().write(register, data);
         } else if let Some(function) = self.function(function) {
             function.write_config(register, data);
         }
@@ -72,6 +97,15 @@ impl Root {
         let index = usize::try_from(function / 8).ok()?.checked_sub(1)?;
         let found = self.functions.get(index).filter(|_| function.is_multiple_of(8));
         found.map(Arc::as_ref)
+    }
+
+    /// The offset in configuration space of this address of memory, if firmware wants to see it there.
+    fn seen(&self, address: u64) -> Option<u64> {
+        let bridge = self.bridge();
+        let (low, high) = (bridge.word(SEEN_AT), bridge.word(SEEN_AT + 4));
+        let base = (u64::from(high) << 32 | u64::from(low)) & SEEN_AT_BITS;
+        let offset = address.checked_sub(base)?;
+        (low & SEEN != 0 && offset < SEEN_SIZE).then_some(offset)
     }
 }
 
@@ -104,22 +138,23 @@ impl Lifecycle for Root {
     }
 }
 
-/// The device memory below ECAM: whoever has opened a window at an address answers.
+/// Device memory beside ECAM: whoever has opened a window at an address answers, or configuration space, if firmware has
+/// moved it here.
 pub(in crate::kvm) struct Window {
     /// The first address of the bus place.
     base: u64,
-    functions: Functions,
+    root: Arc<Root>,
 }
 
 impl Window {
-    /// Of these functions, on a bus place that begins at `base`.
-    pub(in crate::kvm) fn new(base: u64, functions: Functions) -> Self {
-        Window { base, functions }
+    /// Of this root's functions, on a bus place that begins at `base`.
+    pub(in crate::kvm) fn new(base: u64, root: Arc<Root>) -> Self {
+        Window { base, root }
     }
 
     fn find(&self, offset: u64) -> Option<(&dyn Function, u32)> {
         let address = self.base.checked_add(offset)?;
-        self.functions.iter().find_map(|function| {
+        self.root.functions.iter().find_map(|function| {
             let within = address.checked_sub(function.window()?.into())?;
             let within = u32::try_from(within).ok()?;
             (within < function.window_size()).then_some((function.as_ref(), within))
@@ -131,12 +166,16 @@ impl BusDevice for Window {
     fn read(&self, offset: u64, data: &mut [u8]) {
         if let Some((function, within)) = self.find(offset) {
             function.read(within, data);
+        } else if let Some(seen) = self.root.seen(self.base.saturating_add(offset)) {
+            BusDevice::read(&*self.root, seen, data);
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let Some((function, within)) = self.find(offset) {
             function.write(within, data);
+        } else if let Some(seen) = self.root.seen(self.base.saturating_add(offset)) {
+            BusDevice::write(&*self.root, seen, data);
         }
     }
 }
@@ -250,7 +289,10 @@ mod tests {
     }
 
     fn ports() -> (Arc<Presses>, Arc<Root>, ConfigPorts) {
-        let (reset, root) = (Arc::new(Presses::default()), Arc::new(Root::new(Vec::new())));
+        let (reset, root) = (
+            Arc::new(Presses::default()),
+            Arc::new(Root::new(Vec::new(), Some(Arc::new(IsaBridge::new())))),
+        );
         let ports = ConfigPorts::new(root.clone(), reset.clone());
         (reset, root, ports)
     }
@@ -291,18 +333,47 @@ mod tests {
         assert_eq!(*reset.0.lock().unwrap(), [6], "the address is not a reset");
     }
 
+    #[test]
+    fn configuration_space_is_seen_where_firmware_moves_it_and_at_ecam() {
+        let root = Arc::new(Root::new(Vec::new(), Some(Arc::new(IsaBridge::new()))));
+        let place = 0xb000_0000;
+        let window = Window::new(place, root.clone());
+        assert_eq!(read::<4>(&window, 0), [0xff; 4]);
+        let base = (place | 1).to_le_bytes();
+        BusDevice::write(&*root, SEEN_AT as u64 + 4, &base[4..]);
+        BusDevice::write(&*root, SEEN_AT as u64, &base[..4]);
+        for device in [&*root as &dyn BusDevice, &window] {
+            assert_eq!(read::<4>(device, 0), [0x86, 0x80, 0xc0, 0x29]);
+            assert_eq!(read::<4>(device, ISA << 12), [0x86, 0x80, 0x18, 0x29]);
+            // Where ACPI's registers are cannot be changed.
+            device.write(ISA << 12 | 0x40, &[0; 5]);
+            assert_eq!(read::<5>(device, ISA << 12 | 0x40), [0x01, 0x06, 0, 0, 0x80]);
+        }
+        assert_eq!(read::<4>(&window, 1 << 20), [0xff; 4], "the second bus");
+        assert_eq!(read::<4>(&window, SEEN_SIZE), [0xff; 4]);
+        BusDevice::write(&*root, SEEN_AT as u64, &[0]);
+        assert_eq!(read::<4>(&window, 0), [0xff; 4]);
+        root.reset();
+        assert_eq!(root.seen(ECAM), Some(0));
+    }
+
     proptest! {
-        /// Whatever ports and ECAM are used for: no panic, and the host bridge stays what it is.
+        /// Whatever ports, ECAM and the memory beside it are used for: no panic, and the bridges stay what they are.
         #[test]
         fn any_access_is_harmless(accesses in prop::collection::vec(
-            (any::<bool>(), prop_oneof![0u64..8, 0u64..0x1_0000, any::<u64>()], prop::collection::vec(any::<u8>(), 0..17)), 0..60
+            (0..3usize, prop_oneof![0u64..8, 0x60u64..0x68, 0u64..0x10_0000, any::<u64>()], prop::collection::vec(any::<u8>(), 0..17)),
+            0..60
         )) {
             let (_, root, ports) = ports();
-            for (ecam, offset, mut data) in accesses {
-                let device: &dyn BusDevice = if ecam { &*root } else { &ports };
+            let window = Window::new(0xb000_0000, root.clone());
+            for (device, offset, mut data) in accesses {
+                let device = [&*root as &dyn BusDevice, &ports, &window][device];
                 device.write(offset, &data);
                 device.read(offset, &mut data);
             }
+            prop_assert_eq!(read::<4>(&*root, ISA << 12), [0x86, 0x80, 0x18, 0x29]);
+            let saved = root.save().unwrap();
+            root.restore(&saved).unwrap();
             prop_assert_eq!(read::<4>(&*root, 0), [0x86, 0x80, 0xc0, 0x29]);
         }
     }
