@@ -336,6 +336,7 @@ mod tests {
                     prop_assert_eq!(registers.accepted & !registers.offered, 0);
                 }
                 registers.read(offset, length);
+                prop_assert!(super::tests::registers().is_like(&registers));
                 for queue in &registers.queues {
                     prop_assert!(queue.size.is_power_of_two() && queue.size <= queue.max);
                     prop_assert!(queue.vector < 3 || queue.vector == NO_VECTOR);
