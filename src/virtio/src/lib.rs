@@ -20,6 +20,9 @@ pub mod block;
 pub mod chain;
 pub mod console;
 pub mod entropy;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod inflight;
 pub mod memory;
 pub mod vhost_user;

@@ -21,6 +21,9 @@ mod cpu;
 pub mod engine;
 mod event;
 pub mod firmware;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod layout;
 mod legacy;
 pub mod lifecycle;

@@ -168,7 +168,8 @@ impl<S: Service> Inner<S> {
 
 struct Worker {
     bell: EventFd,
-    thread: JoinHandle<()>,
+    /// `None`: whoever fuzzes does the work, see [`inline`].
+    thread: Option<JoinHandle<()>>,
 }
 
 /// Where a service is.
@@ -214,6 +215,12 @@ impl<S: Service> Post<S> {
         let epoll = floor.epoll.clone();
         lock(&self.inner).floor = Some(floor);
         let inner = self.inner.clone();
+        #[cfg(any(test, feature = "fuzzing"))]
+        if inline::chosen() {
+            inline::begin(inner, epoll, kicks);
+            *worker = Some(Worker { bell, thread: None });
+            return Ok(());
+        }
         let thread = std::thread::Builder::new()
             .name(self.name.clone())
             .spawn(move || {
@@ -235,6 +242,7 @@ impl<S: Service> Post<S> {
             });
         match thread {
             Ok(thread) => {
+                let thread = Some(thread);
                 *worker = Some(Worker { bell, thread });
                 Ok(())
             }
@@ -253,7 +261,10 @@ impl<S: Service> Post<S> {
         lock(&self.inner).stopping = true;
         // A full counter rings as well.
         let _ = worker.bell.write(1);
-        let _ = worker.thread.join();
+        match worker.thread {
+            Some(thread) => drop(thread.join()),
+            None => drop(lock(&self.inner).round()),
+        }
         std::mem::take(&mut lock(&self.inner).left)
     }
 
@@ -331,5 +342,61 @@ fn work<S: Service>(inner: &Mutex<Inner<S>>, epoll: &Epoll) {
         for event in &events[..count] {
             inner.hear(event.data());
         }
+    }
+}
+
+/// Services without threads, so that a fuzzer's bytes always lead to the same run.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(in crate::kvm) mod inline {
+    use std::cell::{Cell, RefCell};
+
+    use super::{Arc, Epoll, EpollEvent, EpollTimeout, File, Inner, Mutex, Service, lock};
+
+    /// Rounds after which a service that has ever more to do is left alone.
+    const ROUNDS: u32 = 10_000;
+
+    type Work = Box<dyn FnMut() -> bool>;
+
+    thread_local! {
+        static CHOSEN: Cell<bool> = const { Cell::new(false) };
+        static WORK: RefCell<Vec<Work>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// From now on services that are started by this thread get no thread: [`work`] does what they have to do.
+    pub(in crate::kvm) fn choose(inline: bool) {
+        CHOSEN.set(inline);
+        WORK.take();
+    }
+
+    pub(super) fn chosen() -> bool {
+        CHOSEN.get()
+    }
+
+    pub(super) fn begin<S: Service>(inner: Arc<Mutex<Inner<S>>>, epoll: Arc<Epoll>, kicks: Vec<File>) {
+        lock(&inner).begin();
+        let mut events = [EpollEvent::empty(); 16];
+        let work = move || {
+            let _open = &kicks;
+            for _ in 0..ROUNDS {
+                let mut inner = lock(&inner);
+                let Some(timeout) = inner.round() else {
+                    return false;
+                };
+                let count = epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+                for event in &events[..count] {
+                    inner.hear(event.data());
+                }
+                if count == 0 && timeout != EpollTimeout::ZERO {
+                    return true;
+                }
+            }
+            panic!("a service does not come to rest");
+        };
+        WORK.with_borrow_mut(|all| all.push(Box::new(work)));
+    }
+
+    /// Let all services do what there is to do.
+    pub(in crate::kvm) fn work() {
+        WORK.with_borrow_mut(|all| all.retain_mut(|work| work()));
     }
 }
