@@ -10,7 +10,7 @@ use model::machine::StopMode;
 use tempfile::TempDir;
 use virtio::block::Geometry;
 use virtio::fuzzing::RamDisk;
-use vmm::kvm::{Control, Disk, Kernel, Machine, Offer, Spec, State, probe};
+use vmm::kvm::{Boot, Control, CpuModel, Disk, Kernel, Machine, Offer, Spec, State, probe};
 
 use super::guest;
 
@@ -103,18 +103,24 @@ fn disk(name: &str, bytes: usize, queues: u16, read_only: bool) -> Disk {
 pub fn here(shape: Shape) -> Box<dyn In> {
     let image = image();
     let spec = Spec {
+        kvm: None,
         vcpus: shape.vcpus,
         memory_mib: shape.memory_mib,
         huge_pages: false,
-        kernel: Kernel {
+        cpu: CpuModel::Host,
+        boot: Boot::Kernel(Kernel {
             image,
             initrd: None,
             command_line: shape.command,
-        },
+        }),
         disks: vec![
             disk("disk", shape.disk_bytes, 4, false),
             disk("other", 1 << 20, 1, true),
         ],
+        nics: Vec::new(),
+        balloon: false,
+        console: None,
+        vsock: None,
     };
     let printed = Arc::new(Mutex::new(Vec::new()));
     let there = printed.clone();

@@ -133,7 +133,7 @@ impl Source {
 }
 
 /// Load the kernel with all it needs. `rsdp` is where ACPI's tables begin, if there are any.
-fn load(ram: &Ram, kernel: &Kernel, rsdp: Option<u64>) -> Result<Start, BootError> {
+pub(super) fn load(ram: &Ram, kernel: &Kernel, rsdp: Option<u64>) -> Result<Start, BootError> {
     let mut head = [0; 0x206];
     let length = kernel
         .image

@@ -143,14 +143,14 @@ impl Rig {
             .iter()
             .map(|one| one.clone() as Arc<dyn Function>)
             .collect();
-        let root = Arc::new(Root::new(all.clone()));
+        let root = Arc::new(Root::new(all, None));
         let config = Arc::new(ConfigPorts::new(root.clone(), Arc::new(Deaf)));
         let (mut ports, mut space) = (Bus::default(), Bus::default());
         let placed = ports
             .add(layout::PCI_CONFIG, CONFIG_PORTS, config.clone())
             .and_then(|()| {
-                let window = Arc::new(Window::new(layout::HOLE, all));
-                space.add(layout::HOLE, layout::ECAM - layout::HOLE, window)
+                let window = Arc::new(Window::new(layout::LOW_END, root.clone()));
+                space.add(layout::LOW_END, layout::ECAM - layout::LOW_END, window)
             })
             .and_then(|()| space.add(layout::ECAM, layout::ECAM_SIZE, root.clone()));
         if let Err(error) = placed {
