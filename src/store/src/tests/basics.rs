@@ -297,6 +297,49 @@ async fn a_projection_has_followed_when_the_write_returns() -> Result<(), Error>
 }
 
 #[tokio::test]
+async fn a_later_step_adds_a_column_to_a_table_with_rows() -> Result<(), Error> {
+    static LONGER: [Step; 3] = [
+        STEPS[0],
+        STEPS[1],
+        Step {
+            number: 3,
+            name: "a column",
+            sql: "ALTER TABLE counter ADD COLUMN note TEXT;",
+        },
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await?;
+    increment(&store, "old").await?;
+    store.close().await?;
+    for _ in 0..2 {
+        let store = Store::open(Options {
+            dir: dir.path().to_owned(),
+            steps: &LONGER,
+            projections: Vec::new(),
+        })
+        .await?;
+        increment(&store, "old").await?;
+        store
+            .write("test", |conn| {
+                Ok::<_, Error>(conn.execute("UPDATE counter SET note = 'new'", [])?)
+            })
+            .await?;
+        let note: Option<String> = store
+            .read(|conn| {
+                Ok::<_, Error>(
+                    conn.query_row("SELECT note FROM counter WHERE name = 'old'", [], |row| {
+                        row.get(0)
+                    })?,
+                )
+            })
+            .await?;
+        assert_eq!(note.as_deref(), Some("new"));
+        store.close().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_named_request_is_applied_once() -> Result<(), Error> {
     let dir = tempfile::tempdir().unwrap();
     let id = Uuid::new_v4();
