@@ -1,9 +1,10 @@
 //! What fuzzers and their replay call, as in [`virtio::fuzzing`]: any bytes, and no panic, no hang, no growth. No part of the
 //! product.
 //!
-//! A new device joins the others in `rig.rs`; a new parser (fw_cfg, …) gets a function, a target in `fuzz/`, and a line in
+//! A new device joins the others in `rig.rs`; a new parser gets a function, a target in `fuzz/`, and a line in
 //! [`TARGETS`].
 
+mod firmware;
 #[cfg(test)]
 mod hostile;
 mod kernel;
@@ -11,6 +12,7 @@ mod pci;
 pub(in crate::kvm) mod rig;
 mod tables;
 
+pub use firmware::fw_cfg;
 pub use kernel::{bzimage, elf};
 pub use pci::{pci, state};
 pub use tables::acpi;
@@ -22,7 +24,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("elf", elf),
     ("bzimage", bzimage),
     ("acpi", acpi),
-    // fw_cfg: here.
+    ("fw_cfg", fw_cfg),
 ];
 
 #[cfg(test)]

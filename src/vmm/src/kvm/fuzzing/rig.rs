@@ -15,7 +15,7 @@ use crate::kvm::bus::{Bus, BusDevice};
 use crate::kvm::layout;
 use crate::kvm::lifecycle::{Lifecycle, StateError};
 use crate::kvm::pci::msix::{Message, Routes};
-use crate::kvm::pci::{CONFIG_PORTS, ConfigPorts, Function, Functions, Root, Window};
+use crate::kvm::pci::{CONFIG_PORTS, ConfigPorts, Function, Functions, IsaBridge, Root, Window};
 use crate::kvm::virtio::Device;
 use crate::kvm::virtio::block::{BlockDevice, Disk};
 use crate::kvm::virtio::rng::Rng;
@@ -143,16 +143,21 @@ impl Rig {
             .iter()
             .map(|one| one.clone() as Arc<dyn Function>)
             .collect();
-        let root = Arc::new(Root::new(all, None));
+        let root = Arc::new(Root::new(all, Some(Arc::new(IsaBridge::new()))));
         let config = Arc::new(ConfigPorts::new(root.clone(), Arc::new(Deaf)));
         let (mut ports, mut space) = (Bus::default(), Bus::default());
         let placed = ports
             .add(layout::PCI_CONFIG, CONFIG_PORTS, config.clone())
+            .and_then(|()| space.add(layout::ECAM, layout::ECAM_SIZE, root.clone()))
             .and_then(|()| {
                 let window = Arc::new(Window::new(layout::LOW_END, root.clone()));
                 space.add(layout::LOW_END, layout::ECAM - layout::LOW_END, window)
             })
-            .and_then(|()| space.add(layout::ECAM, layout::ECAM_SIZE, root.clone()));
+            .and_then(|()| {
+                let start = layout::ECAM + layout::ECAM_SIZE;
+                let window = Arc::new(Window::new(start, root.clone()));
+                space.add(start, layout::IO_APIC - start, window)
+            });
         if let Err(error) = placed {
             fail(&error);
         }
