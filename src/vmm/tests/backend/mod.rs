@@ -207,6 +207,8 @@ impl<F: FnMut(&[u8]) -> Vec<Vec<u8>>> Server<F> {
         let Some(connection) = &mut self.connection else {
             return;
         };
+        // Whoever has an answer finds here what was done for it.
+        let mut seen = self.seen.lock().unwrap();
         let gone = loop {
             match connection.look() {
                 Ok(Next::Request { .. }) => {}
@@ -225,12 +227,11 @@ impl<F: FnMut(&[u8]) -> Vec<Vec<u8>>> Server<F> {
         if gone {
             self.epoll.delete(connection.as_fd()).unwrap();
             self.connection = None;
-            *self.seen.lock().unwrap() = Seen::default();
+            *seen = Seen::default();
             let level = EpollEvent::new(EpollFlags::EPOLLIN, LISTENER);
             self.epoll.add(&self.listener, level).unwrap();
             return;
         }
-        let mut seen = self.seen.lock().unwrap();
         seen.features = connection.features();
         seen.running = (0..connection.ring_count())
             .filter(|index| connection.ring(*index).running())
