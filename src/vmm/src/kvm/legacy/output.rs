@@ -185,10 +185,14 @@ impl Write for Printer {
     /// while nobody listens.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            if bytes.len() <= self.inlet.room() {
-                self.inlet.put(bytes);
+            let mut inner = self.inlet.0.lock();
+            if inner.bytes.len() + bytes.len() <= BUFFER {
+                inner.bytes.extend(bytes);
+                drop(inner);
+                self.inlet.0.changed.notify_one();
                 return Ok(bytes.len());
             }
+            drop(inner);
             if !self.gate.is_open() {
                 return Ok(bytes.len());
             }

@@ -185,8 +185,95 @@ impl Device for ConsoleDevice {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::sync::{Arc, Mutex};
+    use std::time::Instant;
+
+    use virtio::memory::Memory;
+    use virtio::vring::{Placement, RingAddresses};
+    use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
     use super::*;
+    use crate::kvm::event::descriptor;
     use crate::kvm::legacy::output::Output;
+    use crate::kvm::virtio::{Alarm, SessionQueue};
+
+    /// A session of a driver that uses the transmitting ring alone, which was left so.
+    fn session(memory: &Arc<Memory>, left: Option<&Left>) -> Session {
+        let event = || {
+            File::from(
+                descriptor(&EventFd::new(EFD_NONBLOCK).unwrap())
+                    .try_clone_to_owned()
+                    .unwrap(),
+            )
+        };
+        let placement = Placement {
+            size: 64,
+            at: RingAddresses {
+                descriptors: 0x1000,
+                available: 0x2000,
+                used: 0x3000,
+            },
+            event_idx: false,
+            next: left.map_or(0, |left| left.next),
+        };
+        let queue = |placement, taken| SessionQueue {
+            max: QUEUE_SIZE,
+            placement,
+            kick: event(),
+            call: Some(event()),
+            taken,
+        };
+        let taken = left.map(|left| left.taken.clone()).unwrap_or_default();
+        Session {
+            memory: memory.clone(),
+            queues: vec![queue(None, Vec::new()), queue(Some(placement), taken)],
+            features: 0,
+            alarm: Alarm {
+                raised: Arc::default(),
+                interrupt: None,
+            },
+        }
+    }
+
+    #[test]
+    fn output_waits_for_room_and_survives_stops_whole_and_once() {
+        const LENGTH: u32 = 250 << 10;
+        let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
+        let wanted: Vec<u8> = (0..LENGTH).map(|at| (at % 251) as u8).collect();
+        memory.write_slice(&wanted, GuestAddress(0x4000)).unwrap();
+        memory
+            .write_obj([0x4000u64, LENGTH.into()], GuestAddress(0x1000))
+            .unwrap();
+        memory.write_obj(1u16, GuestAddress(0x2002)).unwrap();
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let there = taken.clone();
+        // Slower than the device: its buffer is full most of the time.
+        let output = Output::start("console", move |bytes: &[u8]| {
+            there.lock().unwrap().extend_from_slice(bytes);
+            std::thread::sleep(Duration::from_millis(20));
+        })
+        .unwrap();
+        let mut console = ConsoleDevice::new(output.inlet());
+        let mut left: Option<Left> = None;
+        let start = Instant::now();
+        let mut cuts = 0;
+        while memory.read_obj::<u16>(GuestAddress(0x3002)).unwrap() == 0 {
+            assert!(start.elapsed() < Duration::from_secs(60));
+            console.start(session(&memory, left.as_ref())).unwrap();
+            std::thread::sleep(Duration::from_millis(15));
+            left = console.stop().pop();
+            cuts += usize::from(left.as_ref().is_some_and(|left| left.taken == [0]));
+            // Another machine goes on.
+            let saved = console.save();
+            console = ConsoleDevice::new(output.inlet());
+            console.restore(&saved).unwrap();
+        }
+        assert!(cuts > 0, "it was never stopped within the chain");
+        drop(output);
+        assert!(*taken.lock().unwrap() == wanted);
+    }
 
     #[test]
     fn what_was_typed_survives_a_save_and_not_a_reset() {
