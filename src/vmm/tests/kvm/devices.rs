@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use vmm::kvm::{BalloonStatus, Console, Vsock};
+use vmm::kvm::{Console, Vsock};
 
 use super::*;
 
@@ -11,7 +11,7 @@ use super::*;
 fn trying(what: &str) -> Option<Spec> {
     let mut spec = spec("");
     spec.boot = linux_without_modules(guests::devices(), what)?;
-    spec.memory_mib = 64;
+    spec.memory_mib = 56;
     Some(spec)
 }
 
@@ -27,6 +27,7 @@ fn until(guest: &Guest, what: &str, holds: impl Fn() -> bool) {
 #[test]
 fn memory_that_a_guest_does_without_goes_back_to_the_host() {
     let Some(mut spec) = trying("balloon") else { return };
+    spec.memory_mib = 44;
     spec.balloon = true;
     let guest = Guest::new(spec).unwrap();
     let balloon = || guest.machine.balloon().unwrap();
@@ -34,13 +35,13 @@ fn memory_that_a_guest_does_without_goes_back_to_the_host() {
     guest.prints("USED\r\n");
     let used = (guest.machine.resident(), balloon().given_back);
 
-    guest.machine.control(Control::Balloon { mib: 16 }).unwrap();
-    until(&guest, "inflating", || balloon().actual_mib == 16);
+    guest.machine.control(Control::Balloon { mib: 12 }).unwrap();
+    until(&guest, "inflating", || balloon().actual_mib == 12);
     guest.prints("INFLATED\r\n");
     let inflated = (guest.machine.resident(), balloon().given_back);
-    assert!(inflated.1 - used.1 >= 16 << 20, "{used:?} {inflated:?}");
-    // Of the pages in the balloon, those that were used most recently, of 8 MiB, were the host's burden.
-    assert!(inflated.0 + (6 << 20) <= used.0, "{used:?} {inflated:?}");
+    assert!(inflated.1 - used.1 >= 12 << 20, "{used:?} {inflated:?}");
+    // All but 8 MiB of what was free, and so of what is in the balloon, had been used before.
+    assert!(inflated.0 + (3 << 20) <= used.0, "{used:?} {inflated:?}");
 
     // Nobody is told of a change while the machine stands still, and yet it comes.
     guest.machine.control(Control::Pause).unwrap();
@@ -48,7 +49,6 @@ fn memory_that_a_guest_does_without_goes_back_to_the_host() {
     guest.machine.control(Control::Resume).unwrap();
     until(&guest, "deflating", || balloon().actual_mib == 0);
     guest.prints("DEFLATED\r\n");
-    // Free pages are reported now: what was in the balloon, and what was beside it.
     let start = Instant::now();
     guest.prints("USED-AGAIN\r\n");
     println!(
@@ -62,6 +62,12 @@ fn memory_that_a_guest_does_without_goes_back_to_the_host() {
 #[test]
 fn free_pages_are_reported() {
     let Some(mut spec) = trying("free") else { return };
+    // Smaller blocks than Linux reports by itself, so that they need not make up 128 MiB.
+    if let Boot::Kernel(kernel) = &mut spec.boot {
+        kernel
+            .command_line
+            .insert_str(0, "page_reporting.page_reporting_order=5 ");
+    }
     spec.balloon = true;
     let guest = Guest::new(spec).unwrap();
     let balloon = || guest.machine.balloon().unwrap();
@@ -69,15 +75,17 @@ fn free_pages_are_reported() {
     guest.prints("USED\r\n");
     let used = guest.machine.resident();
     guest.prints("FREE\r\n");
+    // Of 12 MiB, up to an eighth of the guest's memory waits in its processor's own lists, which are not reported.
     until(&guest, "reporting", || {
-        guest.machine.resident() + (14 << 20) <= used
+        guest.machine.resident() + (4 << 20) <= used
     });
-    let expected = BalloonStatus {
-        target_mib: 0,
-        actual_mib: 0,
-        given_back: balloon().given_back,
-    };
-    assert_eq!(balloon(), expected);
+    let status = balloon();
+    assert_eq!(
+        (status.target_mib, status.actual_mib),
+        (0, 0),
+        "without a balloon"
+    );
+    assert!(status.given_back >= 4 << 20, "{status:?}");
     println!("{used} bytes, then {}", guest.machine.resident());
     guest.prints("USED-AGAIN\r\n");
     guest.machine.control(Control::Stop(StopMode::Hard)).unwrap();
