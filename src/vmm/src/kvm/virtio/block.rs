@@ -183,14 +183,15 @@ impl Server {
         let memory = floor.memory.clone();
         for (index, heads) in (0u16..).zip(std::mem::take(&mut floor.taken)) {
             for head in heads {
-                let ring = &mut floor.rings[usize::from(index)];
-                if ring.load(&memory, head, &mut self.chain).is_err() {
-                    ring.break_ring();
-                    break;
-                }
-                while !self.block.has_room() {
+                if !self.block.has_room() {
                     self.block.drain(None, &mut self.finished);
                     self.deliver(floor);
+                }
+                let ring = &mut floor.rings[usize::from(index)];
+                // Without room even so, they are more than a device has at once: the state that tells of them lies.
+                if !self.block.has_room() || ring.load(&memory, head, &mut self.chain).is_err() {
+                    ring.break_ring();
+                    break;
                 }
                 self.block
                     .start(index, &mut self.chain, &memory, &mut self.finished);
@@ -309,5 +310,102 @@ impl Device for BlockDevice {
 
     fn stop(&self) -> Vec<Left> {
         self.post.stop()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::atomic::AtomicBool;
+
+    use virtio::block::Outcome;
+    use virtio::vring::{Placement, RingAddresses};
+    use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+    use crate::kvm::event::descriptor;
+    use crate::kvm::virtio::{Alarm, SessionQueue};
+
+    /// A pool without any space.
+    struct FullDisk(EventFd, Vec<Completion>);
+
+    impl AsFd for FullDisk {
+        fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+            descriptor(&self.0)
+        }
+    }
+
+    impl BlockBackend for FullDisk {
+        fn submit(&mut self, token: u32, _: Operation, _: &[Buffer], _: &Arc<Memory>, _: bool) {
+            let outcome = Outcome::Full;
+            self.1.push(Completion { token, outcome });
+        }
+        fn kick(&mut self) {}
+        fn reap(&mut self, done: &mut Vec<Completion>) {
+            done.append(&mut self.1);
+        }
+        fn wait(&mut self) {}
+    }
+
+    #[test]
+    fn a_state_with_more_requests_than_a_device_has_breaks_its_ring_and_ends_no_thread() {
+        const QUEUES: u16 = 8;
+        let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
+        // One write in all places: header and data, status.
+        memory.write_obj(1u32, GuestAddress(0x8000)).unwrap();
+        memory
+            .write_obj([0x8000u64, 528 | 1 << 32 | 1 << 48], GuestAddress(0x1000))
+            .unwrap();
+        memory
+            .write_obj([0x9000u64, 1 | 2 << 32], GuestAddress(0x1010))
+            .unwrap();
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let disk = BlockDevice::new(Disk {
+            name: "disk".into(),
+            geometry: Geometry {
+                sectors: 8,
+                read_only: false,
+                queues: QUEUES,
+                serial: [0; 20],
+            },
+            storage: Box::new(FullDisk(event(), Vec::new())),
+        });
+        let queue = |_| SessionQueue {
+            max: QUEUE_SIZE,
+            placement: Some(Placement {
+                size: QUEUE_SIZE,
+                at: RingAddresses {
+                    descriptors: 0x1000,
+                    available: 0x3000,
+                    used: 0x4000,
+                },
+                event_idx: false,
+                next: 0,
+            }),
+            kick: File::from(descriptor(&event()).try_clone_to_owned().unwrap()),
+            call: None,
+            taken: vec![0; QUEUE_SIZE.into()],
+        };
+        let raised = Arc::new(AtomicBool::new(false));
+        let alarm = Alarm {
+            raised: raised.clone(),
+            interrupt: None,
+        };
+        disk.start(Session {
+            memory,
+            queues: (0..QUEUES).map(queue).collect(),
+            features: 0,
+            alarm,
+        })
+        .unwrap();
+        let start = Instant::now();
+        while !raised.load(Ordering::SeqCst) {
+            assert!(start.elapsed() < Duration::from_secs(60), "it does not say so");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let left = disk.stop();
+        let taken: usize = left.iter().map(|left| left.taken.len()).sum();
+        assert_eq!(taken, 1024, "as many as it can have at once");
     }
 }
