@@ -3,11 +3,16 @@
 
 #[path = "suite/guest.rs"]
 mod guest;
+#[path = "suite/jailed.rs"]
+mod jailed;
+#[path = "probe/storage.rs"]
+mod storage;
 #[path = "suite/way.rs"]
 mod way;
 
 use std::time::{Duration, Instant};
 
+use jailed::jailed;
 use way::{In, LONG, Shape, Way, here, usable};
 
 /// The suite, in a machine of this shape on this way. Its lines.
@@ -40,24 +45,25 @@ fn all_ok(lines: &[String], least: usize) {
     assert_eq!(lines.last().unwrap(), &format!("done {ok} 0"));
 }
 
-#[test]
-fn a_driver_finds_the_devices_as_the_standards_say() {
+fn the_devices_are_as_the_standards_say(way: Way) {
     let Some(offer) = usable() else { return };
     let vcpus = if offer.starts_processors { 3 } else { 1 };
-    let lines = judge(
-        here,
-        Shape {
-            vcpus,
-            ..Shape::new("suite resize")
-        },
-    );
+    let shape = Shape::new("suite resize");
+    let lines = judge(way, Shape { vcpus, ..shape });
     all_ok(&lines, 18);
     let skipped = lines.iter().filter(|line| line.starts_with("skip: ")).count();
-    assert_eq!(
-        skipped,
-        if offer.starts_processors { 0 } else { 2 },
-        "what needs processors"
-    );
+    // What needs processors.
+    assert_eq!(skipped, if offer.starts_processors { 0 } else { 2 });
+}
+
+#[test]
+fn a_driver_finds_the_devices_as_the_standards_say() {
+    the_devices_are_as_the_standards_say(here);
+}
+
+#[test]
+fn a_driver_in_a_jailed_machine_finds_them_so_too() {
+    the_devices_are_as_the_standards_say(jailed);
 }
 
 /// The figures of a bench's line, by name.
@@ -121,14 +127,13 @@ fn a_bench_in_ring_3_counts_its_requests() {
 }
 
 /// A hostile guest, and beside it one that must not notice.
-#[test]
-fn a_hostile_guest_hurts_nobody_but_itself() {
+fn a_hostile_guest_hurts_nobody(way: Way) {
     if usable().is_none() {
         return;
     }
     let beside = here(Shape::new("suite"));
     for seed in [1, 2] {
-        let machine = here(Shape::new(&format!("hostile {seed} 12000")));
+        let machine = way(Shape::new(&format!("hostile {seed} 12000")));
         let start = Instant::now();
         // It is paused and goes on in the midst of it.
         let mut pauses = 0;
@@ -147,7 +152,7 @@ fn a_hostile_guest_hurts_nobody_but_itself() {
         );
     }
     // One that sends itself messages of all kinds may end itself; it obeys.
-    let machine = here(Shape::new("hostile 3 100000000 wild"));
+    let machine = way(Shape::new("hostile 3 100000000 wild"));
     std::thread::sleep(Duration::from_millis(300));
     machine.reset();
     std::thread::sleep(Duration::from_millis(300));
@@ -161,4 +166,14 @@ fn a_hostile_guest_hurts_nobody_but_itself() {
     }
     let lines: Vec<_> = beside.text().lines().map(str::to_owned).collect();
     all_ok(&lines, 17);
+}
+
+#[test]
+fn a_hostile_guest_hurts_nobody_but_itself() {
+    a_hostile_guest_hurts_nobody(here);
+}
+
+#[test]
+fn a_hostile_guest_in_a_jail_hurts_nobody_either() {
+    a_hostile_guest_hurts_nobody(jailed);
 }

@@ -28,7 +28,7 @@ pub fn usable() -> Option<&'static Offer> {
 }
 
 /// The guest.
-fn image() -> File {
+pub fn image() -> File {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
