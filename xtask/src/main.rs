@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod conformance;
 mod demo;
+mod fuzz;
 mod guest_image;
 mod kvm_linux;
 mod test;
@@ -42,6 +43,17 @@ enum Command {
     Torture {
         #[command(subcommand)]
         what: Torture,
+    },
+    /// Fuzzers, on the nightly compiler: each target for some minutes, see fuzz/README.md.
+    Fuzz {
+        /// Which target; without, all.
+        target: Option<String>,
+        /// How long each.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Put what was found into the committed corpora, minimised.
+        #[arg(long)]
+        keep: bool,
     },
     /// What outside judges say: each test of a fixed list passes, or it failed; a skip counts as a failure.
     Conformance {
@@ -94,6 +106,11 @@ fn main() -> ExitCode {
             }
             Torture::Disk { kills } => torture::disk(kills, &steps),
         }),
+        Command::Fuzz {
+            target,
+            minutes,
+            keep,
+        } => fuzz::run(target.as_deref(), minutes, keep, &steps),
         Command::Conformance { suite, options } => conformance::run(suite, &options, &steps),
         Command::GuestImage { out } => {
             let out = out.unwrap_or_else(guest_image::default_path);
