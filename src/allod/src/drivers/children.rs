@@ -33,7 +33,7 @@ pub fn child_main(kind: &str) -> Option<ExitCode> {
         _ => return None,
     };
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(super::log::Bounded::default())
         .with_ansi(false)
         .with_max_level(tracing::Level::INFO)
         .init();

@@ -6,6 +6,7 @@
 pub mod children;
 mod disks;
 mod host;
+mod log;
 mod machines;
 mod owners;
 mod switch;

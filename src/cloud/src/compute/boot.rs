@@ -64,7 +64,7 @@ pub(super) fn of_properties(
 pub(crate) fn needs(conn: &Connection, image: Uuid) -> Result<bool> {
     let found = conn
         .prepare_cached(
-            "SELECT 1 FROM compute_servers WHERE deleted = 0 AND boot IS NOT NULL \
+            "SELECT 1 FROM compute_servers WHERE deleted = 0 AND (boot IS NOT NULL OR rescue IS NOT NULL) \
              AND ?1 IN (json_extract(boot, '$.kernel.kernel'), json_extract(boot, '$.kernel.ramdisk'), \
                  json_extract(rescue, '$.boot.kernel.kernel'), json_extract(rescue, '$.boot.kernel.ramdisk')) LIMIT 1",
         )?

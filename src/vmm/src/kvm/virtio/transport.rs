@@ -64,6 +64,8 @@ struct Inner {
     bound_at: Option<u32>,
     /// The configuration when its generation was last asked for.
     seen: Vec<u8>,
+    /// The configuration when the device last was made to stand still.
+    before: Vec<u8>,
     /// The device has a session.
     running: bool,
     /// It will have one when the machine goes on.
@@ -158,6 +160,7 @@ impl VirtioPci {
                 bound: Vec::new(),
                 bound_at: None,
                 seen: device.config(),
+                before: device.config(),
                 running: false,
                 waiting: false,
                 paused: false,
@@ -405,6 +408,7 @@ impl Lifecycle for VirtioPci {
     fn pause(&self) {
         let mut inner = self.lock();
         inner.paused = true;
+        inner.before = self.device.config();
         inner.waiting = inner.running;
         self.stop_device(&mut inner);
     }
@@ -414,6 +418,12 @@ impl Lifecycle for VirtioPci {
         inner.paused = false;
         if std::mem::take(&mut inner.waiting) {
             self.start_device(&mut inner);
+            // Nobody could tell the driver while the device stood still.
+            if self.device.config() != inner.before
+                && let Some(interrupt) = inner.msix.signal(inner.registers.config_vector)
+            {
+                let _ = interrupt.write(1);
+            }
         }
     }
 

@@ -286,7 +286,11 @@ impl<S: Service> Post<S> {
 impl<S> Drop for Post<S> {
     fn drop(&mut self) {
         let worker = self.worker.get_mut().unwrap_or_else(PoisonError::into_inner);
-        debug_assert!(worker.is_none(), "{} was not halted", self.name);
+        debug_assert!(
+            worker.is_none() || std::thread::panicking(),
+            "{} was not halted",
+            self.name
+        );
     }
 }
 

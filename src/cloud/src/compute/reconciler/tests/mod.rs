@@ -1,5 +1,6 @@
 //! The loop against drivers that remember, fail and hang.
 
+mod boot;
 mod changes;
 mod plugs;
 
@@ -468,6 +469,7 @@ async fn a_machine_whose_row_is_history_is_ended_and_an_unknown_one_left_alone()
                 name: "x".into(),
                 vcpus: 1,
                 memory_mib: 1,
+                boot: model::machine::Boot::Bios,
                 disks: vec![],
                 nics: vec![],
                 config_drive: vec![],

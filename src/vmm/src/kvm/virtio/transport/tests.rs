@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use virtio::block::Geometry;
+use virtio::fuzzing::RamDisk;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::kvm::pci::msix::tests::Fake;
+use crate::kvm::virtio::block::{BlockDevice, Disk};
 use crate::kvm::virtio::rng::Rng;
 
 /// Where firmware puts the window.
@@ -37,9 +40,12 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
+        Self::with(Arc::new(Rng::default()))
+    }
+
+    fn with(device: Arc<dyn Device>) -> Self {
         let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
         let (routes, bells) = (Arc::new(Fake::default()), Arc::new(Bells::default()));
-        let device = Arc::new(Rng::default());
         let function = VirtioPci::new(device, memory.clone(), BASE, routes.clone(), bells.clone()).unwrap();
         Guest {
             memory,
@@ -236,6 +242,45 @@ fn a_broken_ring_is_told_and_a_reset_heals_it() {
         0,
         "a ring outside memory"
     );
+    guest.function.halt();
+}
+
+#[test]
+fn a_disk_that_grows_is_told_at_once_or_when_the_machine_goes_on() {
+    let bytes = Arc::new(Mutex::new(vec![0; 1 << 20]));
+    let disk = Arc::new(BlockDevice::new(Disk {
+        name: "disk".into(),
+        geometry: Geometry {
+            sectors: 8,
+            read_only: false,
+            queues: 1,
+            serial: [0; 20],
+        },
+        storage: Box::new(RamDisk::new(bytes).unwrap()),
+    }));
+    let guest = Guest::with(disk.clone());
+    guest.write(16, 2, 0);
+    guest.drive();
+    let looked = guest.read(21, 1);
+    assert_eq!((guest.read(DEVICE, 8), guest.signalled(0)), (8, 0));
+    for refused in [0, 4095, 4096 - 512] {
+        assert!(!disk.resize(refused), "{refused}");
+    }
+    assert!(disk.resize(8192));
+    assert_eq!((guest.read(DEVICE, 8), guest.signalled(0)), (16, 1));
+    assert_ne!(guest.read(21, 1), looked, "another generation");
+
+    let looked = guest.read(21, 1);
+    guest.function.pause();
+    assert!(disk.resize(1 << 20));
+    assert_eq!(guest.signalled(0), 0, "it stands still");
+    guest.function.resume();
+    assert_eq!((guest.read(DEVICE, 8), guest.signalled(0)), (2048, 1));
+    assert_ne!(guest.read(21, 1), looked);
+    assert_eq!(guest.read(21, 1), guest.read(21, 1));
+    guest.function.pause();
+    guest.function.resume();
+    assert_eq!(guest.signalled(0), 0, "nothing is new");
     guest.function.halt();
 }
 
