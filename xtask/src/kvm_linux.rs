@@ -35,7 +35,7 @@ const BUILD_PACKAGES: &[&str] = &[
 /// Debian's package with the source.
 const SOURCE: &str = "linux-source-6.12";
 /// Lines that make writes, about: the length of the bar.
-const LINES: u64 = 1_300;
+const LINES: u64 = 1_800;
 /// What is shown of a build that failed.
 const TAIL: usize = 30;
 
