@@ -35,6 +35,7 @@ mod tests {
     fn the_corpus_and_random_bytes_are_harmless() {
         for (name, target) in TARGETS {
             assert!(virtio::fuzzing::replay(name, *target) > 0, "{name} has no corpus");
+            virtio::fuzzing::shower(*target, 200);
         }
     }
 }
