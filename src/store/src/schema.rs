@@ -374,7 +374,10 @@ pub(crate) fn authorize_step(context: AuthContext<'_>) -> Authorization {
         | AuthAction::CreateTempTrigger { .. }
         | AuthAction::CreateVtable { .. } => Authorization::Deny,
         // `ALTER TABLE … ADD COLUMN` looks with it whether the rows of a STRICT table fit the column.
-        AuthAction::Pragma { pragma_name, .. } if pragma_name == "quick_check" => Authorization::Allow,
+        AuthAction::Pragma {
+            pragma_name: "quick_check",
+            ..
+        } => Authorization::Allow,
         AuthAction::Pragma { pragma_name, .. } if !READING_PRAGMAS.contains(&pragma_name) => {
             Authorization::Deny
         }
