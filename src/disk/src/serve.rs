@@ -237,11 +237,14 @@ impl Server {
                 continue;
             }
             connection.ring(index).disable_kicks(&memory);
+            let mut taken = 0;
             loop {
-                if !self.block.has_room() {
+                // What is answered at once needs no room: a guest could go on for ever.
+                if taken == QUEUE_SIZE || !self.block.has_room() {
                     self.ready[usize::from(index)] = true;
                     break;
                 }
+                taken += 1;
                 match connection.take(index, &mut self.chain) {
                     Ok(true) => self
                         .block

@@ -12,6 +12,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// The most pairs of rings that the switch has for a guest's network interface.
+pub const QUEUE_PAIRS: u16 = 4;
+
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddr(pub [u8; 6]);

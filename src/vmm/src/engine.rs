@@ -128,6 +128,11 @@ pub enum EngineError {
     /// The monitor's connection failed.
     #[error("the guest's monitor: {0}")]
     Monitor(#[from] crate::qemu::QmpError),
+    /// Its process cannot be watched.
+    #[error(
+        "the guest runs, and cannot be looked after: restart the daemon, which then has more open files to spare"
+    )]
+    Unattended,
     /// The machine's control socket.
     #[error("the guest's monitor: {0}")]
     Control(#[from] process::control::Error),

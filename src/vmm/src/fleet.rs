@@ -191,6 +191,7 @@ impl Fleet {
     ) -> Result<(), EngineError> {
         let io = |what| move |source| EngineError::Io { what, source };
         let launcher = &self.launcher;
+        let mut adopted = Vec::new();
         for (name, record) in launcher.runtime.list().map_err(io("runtime files"))? {
             if record.kind != kind {
                 continue;
@@ -203,11 +204,9 @@ impl Fleet {
                 Some(process) => {
                     info!(server = %note.id, pid = process.pid(), "guest adopted");
                     let (seat, handle) = self.seat(note.id, note.folder);
-                    let mut life = handle.life.clone();
+                    adopted.push(handle.life.clone());
                     self.lock().insert(note.id, handle);
                     own(seat, process);
-                    // Known from now on, in whatever state.
-                    let _ = life.wait_for(|life| *life != Life::Starting).await;
                 }
                 None => {
                     launcher.forget(&name).map_err(io("a guest's runtime file"))?;
@@ -216,6 +215,10 @@ impl Fleet {
                     self.tell(note.id, state);
                 }
             }
+        }
+        // Known from now on, in whatever state: one that does not answer keeps the others from nothing.
+        for mut life in adopted {
+            let _ = life.wait_for(|life| *life != Life::Starting).await;
         }
         Ok(())
     }
@@ -279,6 +282,20 @@ impl Seat {
         }
         if !asked {
             self.fleet.tell(self.id, state);
+        }
+    }
+
+    /// Obey nobody: for a machine that runs, and cannot be looked after.
+    pub(crate) async fn refuse_all(mut self) {
+        while let Some(command) = self.commands.recv().await {
+            let (Command::Stop(_, answer)
+            | Command::Unplug(_, answer)
+            | Command::Reset(answer)
+            | Command::Pause(answer)
+            | Command::Resume(answer)
+            | Command::Plug(_, answer)
+            | Command::Resize(_, _, answer)) = command;
+            let _ = answer.send(Err(EngineError::Unattended));
         }
     }
 

@@ -22,7 +22,9 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 use vmm::kvm::KvmEngine;
 use vmm::kvm::engine::{Options, child};
-use vmm::{Embedded, Engine, EngineError, Plan, PlannedBoot, PlannedDisk, console};
+use vmm::{
+    Embedded, Engine, EngineError, Plan, PlannedBoot, PlannedDevice, PlannedDisk, PlannedNic, console,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const ID: Uuid = Uuid::from_u128(1);
@@ -211,6 +213,44 @@ async fn a_deaf_guest_is_stopped_in_time_and_at_once_when_that_is_asked() {
     first.unwrap();
     second.unwrap();
     bench.assert_gone();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_that_is_deaf_is_killed() {
+    if !usable() {
+        return;
+    }
+    let bench = bench(Isolation::Process);
+    bench.start("spin").await;
+    let pid = nix::unistd::Pid::from_raw(bench.pid());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let start = Instant::now();
+    bench.engine.stop(ID, StopMode::Hard).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    bench.assert_gone();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_of_a_running_guest_stay_and_what_it_does_not_have_is_gone() {
+    if !usable() {
+        return;
+    }
+    let bench = bench(Isolation::Process);
+    let mut plan = bench.plan("spin");
+    let nic = |socket: &str| PlannedNic {
+        socket: socket.into(),
+        mac: model::net::MacAddr([2, 0, 0, 0, 0, 1]),
+        mtu: 1500,
+    };
+    plan.nics.push(nic("net-1"));
+    bench.engine.start(&plan).await.unwrap();
+    let unsupported = |result| matches!(result, Err(EngineError::Unsupported { engine: "kvm", .. }));
+    let plugged = bench.engine.plug(ID, &PlannedDevice::Nic(nic("net-2"))).await;
+    assert!(unsupported(plugged));
+    // What was begun with the refused one can be cleared.
+    bench.engine.unplug(ID, "net-2").await.unwrap();
+    assert!(unsupported(bench.engine.unplug(ID, "net-1").await));
+    bench.engine.stop(ID, StopMode::Hard).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

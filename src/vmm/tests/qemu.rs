@@ -374,6 +374,26 @@ fn status_is_dead(pid: i32) -> bool {
 }
 
 #[tokio::test]
+async fn what_an_image_names_and_this_engine_cannot_start_is_refused() {
+    let bench = bench(Isolation::Process, &boot_sector("", HALT)).await;
+    for boot in [
+        PlannedBoot::Uefi,
+        PlannedBoot::Kernel {
+            image: Arc::new(tempfile::tempfile().unwrap()),
+            initrd: None,
+            command_line: String::new(),
+        },
+    ] {
+        let plan = Plan { boot, ..bench.plan() };
+        let refused = bench.engine.start(&plan).await;
+        assert!(matches!(
+            refused,
+            Err(EngineError::Unsupported { engine: "qemu", .. })
+        ));
+    }
+}
+
+#[tokio::test]
 async fn a_qemu_that_cannot_start_says_why() {
     let bench = bench(Isolation::Process, &boot_sector("", HALT)).await;
     let plan = Plan {

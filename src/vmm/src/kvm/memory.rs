@@ -15,7 +15,7 @@ use nix::unistd::ftruncate;
 use thiserror::Error;
 use virtio::memory::Memory;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
 use super::layout::{CONVENTIONAL_END, ECAM, ECAM_SIZE, HIGH_MEMORY, KERNEL, LOW_END};
@@ -151,16 +151,27 @@ impl Ram {
         self.bytes.min(LOW_END)
     }
 
-    /// All zeroes again, as before the first boot; the pages go back to the host.
+    /// All zeroes again, as before the first boot; the pages go back to the host, but for huge ones.
     ///
     /// # Errors
-    /// If the system refuses, or huge pages were given to someone else meanwhile.
+    /// If the system refuses.
     pub fn clear(&self) -> Result<(), MemoryError> {
-        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&self.file, punch, 0, offset(self.bytes)).map_err(os("cannot clear the guest's memory"))?;
         if self.huge_pages {
-            fallocate(&self.file, FallocateFlags::empty(), 0, offset(self.bytes))
-                .map_err(os("there are not enough huge pages"))?;
+            // A huge page that is given back may be someone else's before it is wanted again, and its absence a SIGBUS.
+            return self.overwrite();
+        }
+        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.file, punch, 0, offset(self.bytes)).map_err(os("cannot clear the guest's memory"))
+    }
+
+    fn overwrite(&self) -> Result<(), MemoryError> {
+        let zeroes = vec![0; usize::try_from(HUGE_MIB << 20).unwrap_or(4096)];
+        for (start, size, _) in parts(self.bytes) {
+            for at in (start..start + size).step_by(zeroes.len()) {
+                self.memory
+                    .write_slice(&zeroes, GuestAddress(at))
+                    .map_err(|error| MemoryError::Map(error.to_string()))?;
+            }
         }
         Ok(())
     }
@@ -260,7 +271,6 @@ fn offset(bytes: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use vm_memory::Bytes;
 
     use super::*;
 
@@ -361,5 +371,10 @@ mod tests {
         assert_eq!(ram.file().metadata().unwrap().len(), 4 << 20);
         ram.file().set_len(1 << 20).unwrap_err();
         ram.file().set_len(8 << 20).unwrap_err();
+        // What is done with huge pages does the same.
+        let last = GuestAddress((4 << 20) - 8);
+        ram.memory().write_obj(7u64, last).unwrap();
+        ram.overwrite().unwrap();
+        assert_eq!(ram.memory().read_obj::<u64>(last).unwrap(), 0);
     }
 }

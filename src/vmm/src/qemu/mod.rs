@@ -39,7 +39,7 @@ pub use qmp::{Event, Qmp, QmpError};
 pub use supervisor::{KIND, run as supervise};
 
 use crate::fleet::{self, Command, Fleet};
-use crate::{Accelerator, Engine, EngineError, Plan, PlannedDevice, console};
+use crate::{Accelerator, Engine, EngineError, Plan, PlannedBoot, PlannedDevice, console};
 use owner::{Owner, Running};
 use supervisor::{DESCRIPTORS, Spec};
 
@@ -91,6 +91,12 @@ impl Engine for QemuEngine {
     }
 
     async fn start(&self, plan: &Plan) -> Result<(), EngineError> {
+        if !matches!(plan.boot, PlannedBoot::Bios) {
+            return Err(EngineError::Unsupported {
+                engine: "qemu",
+                what: "start a kernel or UEFI that an image names: such images need compute.engine = \"kvm\"",
+            });
+        }
         let own = |seat, started| {
             let owner = Owner::new(self.shared.clone(), seat);
             tokio::spawn(owner.start(plan.clone(), started));

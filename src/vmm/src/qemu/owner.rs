@@ -93,7 +93,7 @@ impl Owner {
     }
 
     /// The life of a machine from the start of a new daemon.
-    pub(super) async fn adopt(mut self, process: Process) {
+    pub(super) async fn adopt(self, process: Process) {
         let task = Running {
             task: Task::Process(process),
             qemu: None,
@@ -114,8 +114,10 @@ impl Owner {
                 self.look_after(task, end, qmp).await;
             }
             Err(error) => {
-                warn!(server = %self.seat.id, %error, "guest cannot be adopted");
-                self.seat.leave().await;
+                // It runs: it stays written down, and in the list of those that do, so that nobody starts it twice.
+                warn!(server = %self.seat.id, %error, "a guest runs that this daemon cannot look after; restart the daemon");
+                self.seat.become_(Life::Running);
+                self.seat.refuse_all().await;
             }
         }
     }

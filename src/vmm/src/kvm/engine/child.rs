@@ -4,14 +4,13 @@
 //! log, its control socket and the record of its end are handed to it. It lives as long as the machine does, whether or not a
 //! daemon is there.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
-use model::disk::{DiskSpec, DiskStatus};
+use model::disk::DiskSpec;
 use model::net::MacAddr;
 use process::child::Start;
 use process::control::{Next, serve_until};
@@ -90,7 +89,8 @@ pub(super) enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Report {
     pub status: Status,
-    pub disks: BTreeMap<String, DiskStatus>,
+    /// The names of disks and network interfaces.
+    pub devices: Vec<String>,
 }
 
 /// The whole life of the child.
@@ -122,7 +122,7 @@ fn text(error: impl std::fmt::Display) -> String {
 struct Prepared {
     machine: Machine,
     control: UnixListener,
-    disks: Vec<String>,
+    devices: Vec<String>,
 }
 
 /// Make the machine and let it run.
@@ -156,7 +156,8 @@ fn prepare(start: &mut Start, open: OpenDisk) -> Result<Prepared, String> {
             storage,
         });
     }
-    let names = disks.iter().map(|disk| disk.name.clone()).collect();
+    let mut devices: Vec<_> = disks.iter().map(|disk| disk.name.clone()).collect();
+    devices.extend(order.nics.iter().map(|nic| nic.name.clone()));
     let spec = Spec {
         kvm: Some(start.take(KVM).map_err(text)?),
         vcpus: order.vcpus,
@@ -186,7 +187,7 @@ fn prepare(start: &mut Start, open: OpenDisk) -> Result<Prepared, String> {
     Ok(Prepared {
         machine,
         control,
-        disks: names,
+        devices,
     })
 }
 
@@ -195,14 +196,11 @@ fn live(prepared: Prepared) -> Result<(), String> {
     let Prepared {
         machine,
         control,
-        disks,
+        devices,
     } = prepared;
     let report = || Report {
         status: machine.status(),
-        disks: disks
-            .iter()
-            .filter_map(|name| Some((name.clone(), machine.disk(name)?)))
-            .collect(),
+        devices: devices.clone(),
     };
     let served = serve_until(&control, Some(machine.as_fd()), |request, _| {
         let done = match request {

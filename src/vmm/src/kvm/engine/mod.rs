@@ -25,6 +25,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use model::disk::DiskTransport;
 use model::machine::{MachineEvent, PowerState, StopMode};
+use model::net::QUEUE_PAIRS;
 use model::units::MIB;
 use process::child::{CgroupLimits, Isolation, Launch, Launcher, Main, Task};
 use process::jail::{Files, Limits, Profile};
@@ -32,16 +33,17 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use crate::fleet::{self, Command, Fleet};
-use crate::kvm::{CpuModel, MAX_QUEUE_PAIRS};
+use crate::kvm::CpuModel;
 use crate::{Engine, EngineError, Plan, PlannedBoot, PlannedDevice, console};
 use child::{KIND, Order, OrderedDisk, OrderedNic};
 use owner::Owner;
 
 /// Where the monitor sees the folder of the switch's sockets.
 const SOCKETS: &str = "/guest";
-/// Memory that the monitor may take beyond the guest's own: itself, and KVM's tables, which grow with the guest.
-const OVERHEAD: u64 = 64 * MIB;
-const TABLES: u64 = 256;
+/// Memory that the monitor may take beyond the guest's own: itself; and for each 4 KiB of the guest's some 24 bytes of page tables (KVM's
+/// and the process's) and of the memory's file, twice that where KVM keeps shadows of the guest's own tables.
+const OVERHEAD: u64 = 128 * MIB;
+const TABLES: u64 = 80;
 
 /// How machines are made.
 #[derive(Debug, Clone)]
@@ -242,9 +244,9 @@ impl Shared {
             name: nic.socket.clone(),
             mac: nic.mac,
             mtu: nic.mtu,
-            // One for each processor that could use it.
-            queue_pairs: u16::try_from(plan.vcpus)
-                .map_or(MAX_QUEUE_PAIRS, |vcpus| vcpus.clamp(1, MAX_QUEUE_PAIRS)),
+            // One for each processor that could use it, but no more than the switch has: should it be away at the start, the guest
+            // must not set up what it will not serve.
+            queue_pairs: u16::try_from(plan.vcpus).map_or(QUEUE_PAIRS, |vcpus| vcpus.clamp(1, QUEUE_PAIRS)),
             socket: seen.join(&nic.socket),
         };
         let order = Order {

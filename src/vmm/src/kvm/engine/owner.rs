@@ -9,7 +9,7 @@ use model::machine::StopMode;
 use process::child::{Process, Task};
 use process::control::{self, Client};
 use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::child::{Report, Request};
 use super::{Shared, control_path};
@@ -23,6 +23,12 @@ const OBEY: Duration = Duration::from_secs(30);
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// How long a machine that was told to end may take before its process is killed.
 const END: Duration = Duration::from_secs(5);
+
+/// Why devices stay as they are.
+const NO_CHANGE: EngineError = EngineError::Unsupported {
+    engine: "kvm",
+    what: "change the devices of a running guest yet: stop the server first",
+};
 
 /// A stop under way.
 struct Stopping {
@@ -48,7 +54,14 @@ impl Owner {
         let launched = tokio::task::spawn_blocking(move || shared.launch(&plan)).await;
         let running = launched
             .unwrap_or_else(|error| Err(EngineError::EndedAtStart(error.to_string())))
-            .and_then(|task| Ok((end_of(&task)?, task)));
+            .and_then(|task| match end_of(&task) {
+                Ok(end) => Ok((end, task)),
+                Err(error) => {
+                    // Nobody would look after it, and its disks are wanted for the next try.
+                    let _ = task.kill().and_then(|()| task.wait(Some(END)));
+                    Err(error)
+                }
+            });
         match running {
             Ok((end, task)) => {
                 info!(server = %self.seat.id, pid = task.pid(), "guest started");
@@ -65,11 +78,11 @@ impl Owner {
     }
 
     /// The life of a machine from the start of a new daemon.
-    pub(super) async fn adopt(mut self, process: Process) {
+    pub(super) async fn adopt(self, process: Process) {
         let task = Task::Process(process);
         match end_of(&task) {
             Ok(end) => {
-                let report = tell(&self.seat.folder, Request::Report).await;
+                let report = tell(&self.seat.folder, Request::Report, END).await;
                 let paused = match report {
                     Ok(report) => report.status.state == State::Paused,
                     Err(error) => {
@@ -82,8 +95,10 @@ impl Owner {
                 self.look_after(task, end).await;
             }
             Err(error) => {
-                warn!(server = %self.seat.id, %error, "guest cannot be adopted");
-                self.seat.leave().await;
+                // It runs: it stays written down, and in the list of those that do, so that nobody starts it twice.
+                error!(server = %self.seat.id, %error, "a guest runs that this daemon cannot look after; restart the daemon");
+                self.seat.become_(Life::Running);
+                self.seat.refuse_all().await;
             }
         }
     }
@@ -120,34 +135,38 @@ impl Owner {
         match command {
             Command::Stop(mode, answer) => self.stop(mode, answer, task).await,
             Command::Reset(answer) => drop(answer.send(self.control(Control::Reset).await)),
-            Command::Pause(answer) => {
-                let result = self.control(Control::Pause).await;
-                if result.is_ok() {
-                    self.seat.went(Life::Running, Life::Paused);
-                }
-                drop(answer.send(result));
-            }
-            Command::Resume(answer) => {
-                let result = self.control(Control::Resume).await;
-                if result.is_ok() {
-                    self.seat.went(Life::Paused, Life::Running);
-                }
-                drop(answer.send(result));
-            }
+            Command::Pause(answer) => drop(answer.send(self.control(Control::Pause).await)),
+            Command::Resume(answer) => drop(answer.send(self.control(Control::Resume).await)),
             Command::Resize(disk, bytes, answer) => {
                 drop(answer.send(self.control(Control::Resize { disk, bytes }).await));
             }
-            Command::Plug(_, answer) | Command::Unplug(_, answer) => {
-                drop(answer.send(Err(EngineError::Unsupported {
-                    engine: "kvm",
-                    what: "change the devices of a running guest yet: stop the server first",
-                })));
+            Command::Plug(_, answer) => drop(answer.send(Err(NO_CHANGE))),
+            Command::Unplug(device, answer) => {
+                let told = tell(&self.seat.folder, Request::Report, OBEY).await;
+                drop(answer.send(match told {
+                    // It has no such device, as was wanted.
+                    Ok(report) if !report.devices.contains(&device) => Ok(()),
+                    Ok(_) => Err(NO_CHANGE),
+                    Err(error) => Err(error),
+                }));
             }
         }
     }
 
+    /// Tell the machine something; what it is doing then is its own word.
     async fn control(&self, control: Control) -> Result<(), EngineError> {
-        tell(&self.seat.folder, Request::Control(control)).await.map(drop)
+        let patience = match control {
+            // Who does not hear this is killed.
+            Control::Stop(_) => END,
+            _ => OBEY,
+        };
+        let report = tell(&self.seat.folder, Request::Control(control), patience).await?;
+        match report.status.state {
+            State::Running => self.seat.went(Life::Paused, Life::Running),
+            State::Paused => self.seat.went(Life::Running, Life::Paused),
+            State::Created | State::Ended(_) => {}
+        }
+        Ok(())
     }
 
     async fn stop(&mut self, mode: StopMode, answer: Answer, task: &Task) {
@@ -231,10 +250,10 @@ fn end_of(task: &Task) -> Result<End, EngineError> {
 }
 
 /// Ask the machine's process. A socket that is gone is a machine that has ended.
-async fn tell(folder: &Path, request: Request) -> Result<Report, EngineError> {
+async fn tell(folder: &Path, request: Request, patience: Duration) -> Result<Report, EngineError> {
     let path = control_path(folder);
     let asked = tokio::task::spawn_blocking(move || {
-        let mut client: Client<Request, Report> = Client::connect(&path, OBEY)?;
+        let mut client: Client<Request, Report> = Client::connect(&path, patience)?;
         client.call(&request, &[])
     });
     match asked.await {

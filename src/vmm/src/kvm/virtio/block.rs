@@ -19,6 +19,8 @@ use super::{Device, Left, Session, StartError};
 const DEVICE_ID: u16 = 2;
 /// How long requests for which there was no space wait before they are tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Chains that are taken before what has ended is returned.
+const BATCH: u16 = QUEUE_SIZE;
 /// The backend's token.
 const BACKEND: u32 = 0;
 
@@ -215,10 +217,11 @@ impl Service for Server {
         let memory = floor.memory.clone();
         let ring = &mut floor.rings[index];
         ring.disable_kicks(&memory);
-        let mut more = false;
-        loop {
+        let (mut more, mut again) = (false, true);
+        // What is answered at once needs no room: a guest could go on for ever.
+        for _ in 0..BATCH {
             if !self.block.has_room() {
-                more = true;
+                (more, again) = (true, false);
                 break;
             }
             match ring.pop(&memory, &mut self.chain) {
@@ -228,9 +231,13 @@ impl Service for Server {
                         .start(index as u16, &mut self.chain, &memory, &mut self.finished);
                 }
                 Ok(false) if ring.enable_kicks(&memory) => {}
-                Ok(false) => break,
+                Ok(false) => {
+                    again = false;
+                    break;
+                }
                 Err(error) => {
                     tracing::debug!(ring = index, %error, "the guest broke its ring");
+                    again = false;
                     break;
                 }
             }
@@ -241,7 +248,7 @@ impl Service for Server {
             self.waiting |= 1 << index;
         }
         self.collect(floor);
-        false
+        again
     }
 
     fn wake(&mut self, floor: &mut Floor, _: u32) {

@@ -245,8 +245,19 @@ impl VirtioPci {
                 })
             });
         if let Err(error) = started {
-            tracing::debug!(device = self.device.name(), %error, "the guest's device does not start");
+            match error {
+                // The guest's fault, which it may repeat as often as it likes.
+                StartError::Ring(_) => {
+                    tracing::debug!(device = self.device.name(), %error, "a device does not start")
+                }
+                StartError::Io(_) => {
+                    tracing::warn!(device = self.device.name(), %error, "a device does not start")
+                }
+            }
             self.needs_reset.store(true, Ordering::SeqCst);
+            if let Some(interrupt) = inner.msix.signal(registers.config_vector) {
+                let _ = interrupt.write(1);
+            }
             return;
         }
         inner.running = true;

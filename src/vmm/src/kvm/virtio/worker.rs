@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,6 +23,9 @@ use crate::kvm::event::descriptor;
 
 /// The event of the bell, by which others wake the thread.
 const BELL: u64 = u64::MAX;
+/// How long a thread lets others have its service, in steps.
+const MOMENT: Duration = Duration::from_micros(20);
+const MOMENTS: u32 = 1000;
 /// Events of descriptors that the service watches; lower ones are rings.
 const WATCHED: u64 = 1 << 32;
 
@@ -177,6 +181,8 @@ pub(in crate::kvm) struct Post<S> {
     name: String,
     inner: Arc<Mutex<Inner<S>>>,
     worker: Mutex<Option<Worker>>,
+    /// Callers that wait for the service.
+    callers: Arc<AtomicU32>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -196,12 +202,21 @@ impl<S: Service> Post<S> {
                 stopping: false,
             })),
             worker: Mutex::new(None),
+            callers: Arc::default(),
         }
     }
 
     /// Its name, which is its thread's, too.
     pub(in crate::kvm) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The service, for someone else than its thread, which makes room.
+    fn take(&self) -> MutexGuard<'_, Inner<S>> {
+        self.callers.fetch_add(1, Ordering::SeqCst);
+        let inner = lock(&self.inner);
+        self.callers.fetch_sub(1, Ordering::SeqCst);
+        inner
     }
 
     /// To work: what [`super::Device::start`] asks for.
@@ -214,7 +229,7 @@ impl<S: Service> Post<S> {
         let (floor, kicks) = Floor::new(session, &bell)?;
         let epoll = floor.epoll.clone();
         lock(&self.inner).floor = Some(floor);
-        let inner = self.inner.clone();
+        let (inner, callers) = (self.inner.clone(), self.callers.clone());
         #[cfg(any(test, feature = "fuzzing"))]
         if inline::chosen() {
             inline::begin(inner, epoll, kicks);
@@ -230,7 +245,7 @@ impl<S: Service> Post<S> {
                     Ok(())
                 };
                 match narrowed {
-                    Ok(()) => work(&inner, &epoll),
+                    Ok(()) => work(&inner, &epoll, &callers),
                     Err(error) => {
                         tracing::error!(%error, "a device's thread");
                         if let Some(floor) = &lock(&inner).floor {
@@ -258,7 +273,7 @@ impl<S: Service> Post<S> {
         let Some(worker) = lock(&self.worker).take() else {
             return Vec::new();
         };
-        lock(&self.inner).stopping = true;
+        self.take().stopping = true;
         // A full counter rings as well.
         let _ = worker.bell.write(1);
         match worker.thread {
@@ -272,7 +287,7 @@ impl<S: Service> Post<S> {
     pub(in crate::kvm) fn call<R>(&self, ask: impl FnOnce(&mut S, Option<&mut Floor>) -> R) -> R {
         let worker = lock(&self.worker);
         let answer = {
-            let mut inner = lock(&self.inner);
+            let mut inner = self.take();
             let Inner { service, floor, .. } = &mut *inner;
             ask(service, floor.as_mut())
         };
@@ -334,13 +349,21 @@ impl Floor {
     }
 }
 
-fn work<S: Service>(inner: &Mutex<Inner<S>>, epoll: &Epoll) {
+fn work<S: Service>(inner: &Mutex<Inner<S>>, epoll: &Epoll, callers: &AtomicU32) {
     let mut events = [EpollEvent::empty(); 16];
     lock(inner).begin();
     loop {
         let Some(timeout) = lock(inner).round() else {
             return;
         };
+        // A thread that always has more to do would take its lock again before anybody else could. A caller takes a moment, so
+        // that this ends; should it not, the thread goes on all the same.
+        for _ in 0..MOMENTS {
+            if callers.load(Ordering::SeqCst) == 0 {
+                break;
+            }
+            std::thread::sleep(MOMENT);
+        }
         let count = epoll.wait(&mut events, timeout).unwrap_or(0);
         let mut inner = lock(inner);
         for event in &events[..count] {

@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use process::jail::{self, Thread};
 use thiserror::Error;
 use virtio::memory::Memory;
 use virtio::vhost_user::frontend::{Frontend, FrontendError};
@@ -266,6 +267,10 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) {
+        if let Err(error) = jail::narrow(Thread::Vcpu) {
+            // Without its wall it does not run; the guest has no network, and the log says why.
+            return tracing::error!(%error, "a network interface's thread");
+        }
         while self.obey() {
             if self.backend.is_none() && Instant::now() >= self.next_try {
                 self.connect(self.patience.answer);
