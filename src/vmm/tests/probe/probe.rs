@@ -1,5 +1,6 @@
 //! The binary behind the tests: the guests' supervisor and monitor, and a daemon that starts one guest and waits to be killed.
 
+mod attempt;
 mod storage;
 
 use std::fs::File;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [_, vmm::qemu::KIND] => process::child::run(vmm::qemu::supervise),
         [_, child::KIND] => process::child::run(|start| child::run(start, storage::open)),
+        [_, "try"] => process::child::run(attempt::run),
         [_, "daemon", folder] => daemon(Path::new(folder), qemu),
         [_, "kvm-daemon", folder] => daemon(Path::new(folder), kvm),
         _ => ExitCode::FAILURE,
