@@ -4,3 +4,4 @@
 pub mod api;
 pub mod figure;
 pub mod measure;
+pub mod vmm;

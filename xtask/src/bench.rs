@@ -1,15 +1,16 @@
 //! `cargo xtask bench`: builds what is measured, and measures it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use allod_tests::paths;
 use allod_tests::progress::Steps;
 use allod_tests::run::line;
+use allod_tests::{apt, paths};
 use anyhow::{Context, Result, bail};
 
-use crate::{build, guest_image};
+use crate::{build, guest_image, kvm_linux};
 
 /// All figures of the API.
 pub fn api(steps: &Steps) -> Result<()> {
@@ -22,6 +23,18 @@ pub fn api(steps: &Steps) -> Result<()> {
     bench(&["many-servers", simulated], steps)?;
     println!("all figures are in {}", paths::target().join("bench").display());
     Ok(())
+}
+
+/// Debian's packages that the figures of the monitor need: a peer, and what reads a disk on the host.
+const VMM_PACKAGES: &[&str] = &["fio", "gcc", "qemu-system-x86"];
+
+/// The embedded monitor beside others.
+pub fn vmm(groups: &[String], steps: &Steps) -> Result<()> {
+    apt::install(VMM_PACKAGES, steps)?;
+    let environment = kvm_linux::prepare(steps)?;
+    build::release(steps)?;
+    let groups: Vec<_> = groups.iter().map(String::as_str).collect();
+    bench_with(&[&["vmm"], &groups[..]].concat(), &environment, steps)
 }
 
 fn simulated(steps: &Steps) -> Result<PathBuf> {
@@ -40,6 +53,11 @@ fn simulated(steps: &Steps) -> Result<PathBuf> {
 }
 
 fn bench(arguments: &[&str], steps: &Steps) -> Result<()> {
+    let image = ("ALLOD_GUEST_IMAGE", guest_image::default_path().into());
+    bench_with(arguments, &[image], steps)
+}
+
+fn bench_with(arguments: &[&str], environment: &[(&str, OsString)], steps: &Steps) -> Result<()> {
     build::with_progress(
         "build benches",
         &["build", "--release", "-p", "allod-benches"],
@@ -49,7 +67,7 @@ fn bench(arguments: &[&str], steps: &Steps) -> Result<()> {
     let step = steps.start(&format!("bench {}", arguments[0]));
     let mut command = Command::new(paths::target().join(paths::TRIPLE).join("release/bench"));
     command.args(arguments).env("ALLOD", paths::release_binary());
-    command.env("ALLOD_GUEST_IMAGE", guest_image::default_path());
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     let status = command
         .status()
         .with_context(|| format!("cannot start {}", line(&command)))?;

@@ -76,6 +76,12 @@ enum Command {
 enum Bench {
     /// The daemon at rest and under requests.
     Api,
+    /// The embedded monitor beside others: Firecracker, Cloud Hypervisor and QEMU, where they are found or named by
+    /// `FIRECRACKER`, `CLOUD_HYPERVISOR` and `QEMU`.
+    Vmm {
+        /// These figures only: start, memory, linux, block.
+        groups: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,6 +106,9 @@ fn main() -> ExitCode {
         Command::Demo { once } => demo::run(once, &steps),
         Command::Test => test::run(&steps),
         Command::Bench { what: Bench::Api } => test::needs(&steps).and_then(|()| bench::api(&steps)),
+        Command::Bench {
+            what: Bench::Vmm { groups },
+        } => bench::vmm(&groups, &steps),
         Command::Torture { what } => test::needs(&steps).and_then(|()| match what {
             Torture::Daemon { kills } => {
                 test::binary_and_image(&steps).and_then(|()| torture::daemon(kills, &steps))

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use allod_benches::vmm::Group;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -21,11 +22,17 @@ enum Bench {
         /// The program.
         program: PathBuf,
     },
+    /// The embedded monitor beside others.
+    Vmm {
+        /// These figures only.
+        groups: Vec<Group>,
+    },
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().bench {
         Bench::Api => allod_benches::api::run(),
         Bench::ManyServers { program } => allod_benches::api::many_servers(program),
+        Bench::Vmm { groups } => allod_benches::vmm::run(&groups),
     }
 }
