@@ -26,7 +26,7 @@ pub const MAX_PAGES: usize = 4096;
 /// Bytes of one reporting chain that are listened to. Linux reports 128 MiB at most.
 pub const MAX_BYTES: u64 = 256 << 20;
 /// Pages after which [`serve`] returns.
-const BATCH: u64 = 1 << 16;
+pub(crate) const BATCH: u64 = 1 << 16;
 
 /// Features of the device (§5.5.3).
 pub mod feature {

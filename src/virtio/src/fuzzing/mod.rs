@@ -3,21 +3,29 @@
 //!
 //! A new device gets a file here, a function in it, a target in `fuzz/`, and a line in [`TARGETS`].
 
+mod balloon;
 mod block;
+mod console;
 mod entropy;
+mod frontend;
 mod input;
 mod plant;
 mod ram;
 mod ring;
 mod vhost_user;
+mod vsock;
 
+pub use balloon::balloon;
 pub use block::block;
+pub use console::console;
 pub use entropy::entropy;
+pub use frontend::frontend;
 pub use input::Input;
 pub use plant::plant;
 pub use ram::RamDisk;
 pub use ring::{chain, ring};
 pub use vhost_user::vhost_user;
+pub use vsock::vsock;
 
 /// Name and function of each.
 pub const TARGETS: &[(&str, fn(&[u8]))] = &[
@@ -25,8 +33,11 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("ring", ring),
     ("block", block),
     ("entropy", entropy),
+    ("balloon", balloon),
+    ("console", console),
+    ("vsock", vsock),
     ("vhost_user", vhost_user),
-    // Console, balloon, vsock: here.
+    ("frontend", frontend),
 ];
 
 /// Call `target` with each file of the corpus `fuzz/corpus/NAME` of this workspace. How many there were.

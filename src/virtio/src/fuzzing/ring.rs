@@ -12,9 +12,49 @@ use crate::memory::Memory;
 use crate::vring::{Placement, RingAddresses, Vring};
 
 /// Two pieces of memory with a gap.
+const PIECES: [(GuestAddress, usize); 2] = [(GuestAddress(0), 0x1_0000), (GuestAddress(0x2_0000), 0x1000)];
+
+/// Those, all zeroes. A thread has but one memory, whose clones share it: to clear it costs far less than to map it, and to
+/// fault in each of its pages, for each input.
 pub(super) fn memory() -> Memory {
-    Memory::from_ranges(&[(GuestAddress(0), 0x1_0000), (GuestAddress(0x2_0000), 0x1000)])
-        .unwrap_or_else(|error| panic!("no memory for the fuzzer: {error}"))
+    thread_local! {
+        static MEMORY: Memory = Memory::from_ranges(&PIECES)
+            .unwrap_or_else(|error| panic!("no memory for the fuzzer: {error}"));
+    }
+    static ZEROES: [u8; 0x1_0000] = [0; 0x1_0000];
+    let memory = MEMORY.with(Memory::clone);
+    for (start, size) in PIECES {
+        // It is there.
+        let _ = memory.write_slice(&ZEROES[..size], start);
+    }
+    memory
+}
+
+/// A ring that serves, of so many descriptors; its descriptors at `at`, and what is available and used a page and two behind them.
+pub(super) fn started(memory: &Memory, at: u64, size: u16, event_idx: bool) -> Option<Vring> {
+    let mut ring = Vring::new(size).ok()?;
+    let placement = Placement {
+        size,
+        at: RingAddresses {
+            descriptors: at,
+            available: at + 0x1000,
+            used: at + 0x2000,
+        },
+        event_idx,
+        next: 0,
+    };
+    ring.start_at(memory, placement, eventfd(), Some(eventfd()))
+        .ok()?;
+    Some(ring)
+}
+
+/// Offer the chain that begins with this descriptor, in a ring that was made by [`started`].
+pub(super) fn offer(memory: &Memory, at: u64, size: u16, head: u16) {
+    let available = at + 0x1000;
+    let next: u16 = memory.read_obj(GuestAddress(available + 2)).unwrap_or_default();
+    let slot = available + 4 + u64::from(next % size) * 2;
+    let _ = memory.write_obj(head, GuestAddress(slot));
+    let _ = memory.write_obj(next.wrapping_add(1), GuestAddress(available + 2));
 }
 
 pub(super) fn eventfd() -> File {
