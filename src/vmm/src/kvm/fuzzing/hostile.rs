@@ -7,17 +7,19 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use virtio::feature;
+use virtio::vsock::packet::{HEADER, Header};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::pci::{drive, heals, queue};
-use super::rig::{QUEUES, Rig};
-use crate::kvm::layout::{ECAM, HOLE, PCI_CONFIG};
+use super::rig::{ALL, Kind, Rig};
+use crate::kvm::layout::{ECAM, FW_CFG, HOLE, PCI_CONFIG};
 use crate::kvm::lifecycle::Lifecycle;
 use crate::kvm::pci::Function;
 use crate::kvm::virtio::worker::inline;
 
 /// Writes of the run in CI, of all attackers.
-const WRITES: u64 = 1_200_000;
+const WRITES: u64 = 1_050_000;
 /// Buses under attack, with two attackers each.
 const RIGS: u64 = 2;
 const SEED: u64 = 0x616c_6c6f_6421;
@@ -25,7 +27,8 @@ const SEED: u64 = 0x616c_6c6f_6421;
 const SIZE: u16 = 64;
 /// Where header, data and status of plausible requests are.
 const BUFFERS: u64 = 0x8_0000;
-const NAMES: [&str; 2] = ["disk", "rng"];
+/// Names of [`ALL`].
+const NAMES: [&str; ALL.len()] = ["disk", "net", "console", "balloon", "vsock", "rng"];
 
 /// What became of a write.
 #[derive(Debug, Clone, Copy, Default)]
@@ -87,7 +90,7 @@ impl fmt::Display for Tally {
         for ((device, class), counts) in &self.0 {
             writeln!(
                 f,
-                "{device:5} {class:22} accepted {:8} refused {:8} broke {:6}",
+                "{device:7} {class:22} accepted {:8} refused {:8} broke {:6}",
                 counts.accepted, counts.refused, counts.broke
             )?;
         }
@@ -159,6 +162,31 @@ impl Attacker<'_> {
         self.poke(next.to_le_bytes(), at + 14);
     }
 
+    /// A packet for the socket device, most of them well-formed.
+    fn packet(&mut self) -> [u8; HEADER] {
+        let mut number = |plain: u64| {
+            if self.dice.below(8) == 0 {
+                self.dice.wild()
+            } else {
+                plain
+            }
+        };
+        let (operation, port) = (number(1), number(80));
+        Header {
+            src_cid: number(3),
+            dst_cid: number(2),
+            src_port: port as u32,
+            dst_port: number(port) as u32,
+            len: number(0) as u32,
+            kind: number(1) as u16,
+            operation: (operation as u16).into(),
+            flags: number(0) as u32,
+            buf_alloc: number(1 << 16) as u32,
+            fwd_cnt: number(0) as u32,
+        }
+        .bytes()
+    }
+
     fn available(&self, available: u64) -> u16 {
         self.rig
             .memory
@@ -168,7 +196,12 @@ impl Attacker<'_> {
 
     /// A write to a ring of a device that serves: its class.
     fn ring(&mut self, device: usize) -> &'static str {
-        let number = self.dice.below(if device == 0 { QUEUES.into() } else { 1 });
+        let queues = self.rig.queues[device];
+        let number = match self.dice.below(2) {
+            // The network's other rings are served by a backend, if there is one.
+            0 if ALL[device] == Kind::Net => queues - 1,
+            _ => self.dice.below(queues),
+        };
         let [table, available, used] = queue(device as u64, number);
         let index = self.dice.below(SIZE.into());
         match self.dice.below(32) {
@@ -202,14 +235,20 @@ impl Attacker<'_> {
             4..12 => {
                 // A request whose parts are where they may be.
                 let header = BUFFERS + index * 64;
-                let kind = [0u32, 1, 4, 8, 11, 13, 99][self.dice.below(7) as usize];
+                // A disk's, and for the network's control queue: so many pairs.
+                let kind = [0u32, 1, 4, 8, 11, 13, 99, 0x1_0004, 0x2_0004][self.dice.below(9) as usize];
                 let sector = if self.dice.below(8) == 0 {
                     self.dice.wild()
                 } else {
                     self.dice.below(240)
                 };
-                self.poke(kind.to_le_bytes(), header);
-                self.poke(sector.to_le_bytes(), header + 8);
+                if ALL[device] == Kind::Vsock {
+                    let packet = self.packet();
+                    self.poke(packet, header);
+                } else {
+                    self.poke(kind.to_le_bytes(), header);
+                    self.poke(sector.to_le_bytes(), header + 8);
+                }
                 "ring: headers"
             }
             12..22 => {
@@ -220,8 +259,9 @@ impl Attacker<'_> {
                 } else {
                     512 * (1 + self.dice.below(8) as u32)
                 };
-                let writable = 2 * u16::from(self.dice.below(2) == 0 || device == 1);
-                self.descriptor(table, base, (BUFFERS + base * 64, 16, 1, base as u16 + 1));
+                let writable = 2 * u16::from(self.dice.below(2) == 0 || ALL[device] == Kind::Rng);
+                let head = if ALL[device] == Kind::Vsock { 44 } else { 16 };
+                self.descriptor(table, base, (BUFFERS + base * 64, head, 1, base as u16 + 1));
                 self.descriptor(
                     table,
                     base + 1,
@@ -233,8 +273,9 @@ impl Attacker<'_> {
             }
             22..28 => {
                 let next = self.available(available);
-                // The entropy device's chains are each a buffer to write.
-                let head = if device == 1 { (index & !3) + 2 } else { index & !3 };
+                // The entropy device's chains are each a buffer to write, and so is what others receive into.
+                let writable = ALL[device] == Kind::Rng || number == 0 && self.dice.below(2) == 0;
+                let head = (index & !3) + if writable { 2 } else { 0 };
                 let head = if self.dice.below(32) == 0 {
                     self.dice.wild()
                 } else {
@@ -255,7 +296,7 @@ impl Attacker<'_> {
                 "ring: used, events"
             }
             _ => {
-                let bell = 0x3000 + 4 * self.dice.below(QUEUES.into()) as u32;
+                let bell = 0x3000 + 4 * number as u32;
                 self.rig.functions[device].write(bell, &[0, 0]);
                 // For the device to look at it, or it would mostly see what is there when it is reset.
                 std::thread::sleep(Duration::from_micros(20));
@@ -301,7 +342,8 @@ impl Attacker<'_> {
             9 => {
                 let offset = 0x3000 + self.dice.below(4096) as u32;
                 function.write(offset, bytes);
-                self.tally.note(device, "notification", offset < 0x3010);
+                let bells = 0x3000 + 4 * self.rig.queues[device] as u32;
+                self.tally.note(device, "notification", offset < bells);
             }
             10 => {
                 let offset = self.dice.below(0x8000) as u32;
@@ -338,13 +380,16 @@ impl Attacker<'_> {
                 self.tally.note(device, "configuration space", accepted);
             }
             14 => {
-                let at = PCI_CONFIG + self.dice.below(8);
+                let at = match self.dice.below(2) {
+                    0 => PCI_CONFIG + self.dice.below(8),
+                    _ => FW_CFG + self.dice.below(12),
+                };
                 self.rig.ports.write(at, bytes);
                 let accepted = read_back(&|data| self.rig.ports.read(at, data));
                 self.tally.note(device, "configuration ports", accepted);
             }
             _ => {
-                let at = HOLE + self.dice.below(0x2_0000);
+                let at = HOLE + self.dice.below(0x4_0000);
                 self.rig.space.write(at, bytes);
                 let accepted = read_back(&|data| self.rig.space.read(at, data));
                 self.tally.note(device, "device memory", accepted);
@@ -355,8 +400,12 @@ impl Attacker<'_> {
     /// So many writes.
     fn attack(mut self, writes: u64) -> Tally {
         while self.tally.writes() < writes {
-            let device = usize::from(self.dice.below(4) == 0);
-            let features = [1u64 << 32, 0x1_3000_0200, 0x1_1000_0000][self.dice.below(3) as usize];
+            // The disk more often than the others: it does most.
+            let device = (self.dice.below(ALL.len() as u64 + 3) as usize).saturating_sub(3);
+            self.rig.stir(self.dice.next() as u8);
+            let offered = self.rig.offered(device);
+            let features =
+                [feature::VERSION_1, offered, offered & !feature::EVENT_IDX][self.dice.below(3) as usize];
             drive(self.rig, device as u64, features, SIZE);
             for _ in 0..96 {
                 if !self.serves(device) {
@@ -448,8 +497,8 @@ fn resident() -> u64 {
 fn a_million_hostile_writes_break_rings_and_nothing_else() {
     inline::choose(false);
     let start = Instant::now();
-    let (beside, stop) = (Rig::new(0), AtomicBool::new(false));
-    let rigs: Vec<Rig> = (0..RIGS).map(|index| Rig::new(index * 77)).collect();
+    let (beside, stop) = (Rig::new(0, &[Kind::Disk, Kind::Rng]), AtomicBool::new(false));
+    let rigs: Vec<Rig> = (0..RIGS).map(|index| Rig::new(index * 77, &ALL)).collect();
     let before = resident();
     let mut tally = Tally::default();
     let behaved = std::thread::scope(|scope| {

@@ -32,7 +32,7 @@ fn boot(input: &mut Input<'_>, magic: &[(usize, &[u8])]) -> Option<()> {
     let kernel = Kernel {
         image: file(&image)?,
         initrd: if flags & 1 != 0 {
-            Some(file(&vec![0x33; usize::from(flags) * 4096])?)
+            Some(file(&vec![0x33; usize::from(flags) * 256])?)
         } else {
             None
         },

@@ -3,8 +3,8 @@
 use virtio::fuzzing::{Input, plant};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::rig::{MEMORY, QUEUES, Rig};
-use crate::kvm::layout::{ECAM, HOLE, PCI_CONFIG};
+use super::rig::{Kind, MEMORY, Rig};
+use crate::kvm::layout::{ECAM, FW_CFG, HOLE, PCI_CONFIG};
 use crate::kvm::lifecycle::{Lifecycle, Saved};
 use crate::kvm::pci::Function;
 use crate::kvm::virtio::worker::inline;
@@ -34,7 +34,7 @@ pub(in crate::kvm) fn drive(rig: &Rig, function: u64, features: u64, size: u16) 
         write(12, 4, features >> (32 * half) & 0xffff_ffff);
     }
     write(20, 1, 11);
-    for index in 0..if function == 0 { u64::from(QUEUES) } else { 1 } {
+    for index in 0..rig.queues[function as usize] {
         write(22, 2, index);
         write(24, 2, size.into());
         write(26, 2, index + 1);
@@ -121,15 +121,16 @@ fn step(rig: &Rig, input: &mut Input<'_>) {
             rig.ports
                 .write(PCI_CONFIG + 4, &(input.number() as u32).to_le_bytes());
         }
-        52..56 => drive(rig, function as u64, 0x1_3000_0200 | input.number(), 16),
+        52 | 53 => drive(rig, function as u64, rig.offered(function) & !input.number(), 16),
+        54 | 55 => drive(rig, function as u64, 0x1_3000_0200 | input.number(), 16),
         56..60 => drive(rig, function as u64, 0x1_0000_0000, 1 << (input.u8() & 15)),
         60..72 => {
-            let [descriptors, ..] = queue(function as u64, u64::from(input.u8() & 3));
+            let [descriptors, ..] = queue(function as u64, u64::from(input.u8() & 7));
             plant(input, &rig.memory, descriptors);
         }
         72..88 => {
             // Offer a chain, properly.
-            let index = u64::from(input.u8() & 3);
+            let index = u64::from(input.u8() & 7);
             let [_, available, _] = queue(function as u64, index);
             let next: u16 = rig
                 .memory
@@ -168,11 +169,12 @@ fn step(rig: &Rig, input: &mut Input<'_>) {
             }
             rig.parts().for_each(Lifecycle::resume);
         }
-        122..124 => {
-            rig.disk.resize(u64::from(input.u8()) * 512);
-        }
+        122..124 => rig.stir(input.u8()),
         _ => {
-            rig.disk.status();
+            let at = FW_CFG + u64::from(input.u8() % 12);
+            let bytes = input.bytes(usize::from(kind & 3) * 2);
+            rig.ports.read(at, &mut [0; 8][..bytes.len()]);
+            rig.ports.write(at, bytes);
         }
     }
 }
@@ -186,15 +188,17 @@ pub(in crate::kvm) fn heals(rig: &Rig, threads: bool) {
     rig.parts().for_each(Lifecycle::reset);
     assert!(rig.books.are_empty());
     rig.parts().for_each(Lifecycle::resume);
-    drive(rig, 1, 1 << 32, 16);
-    let [descriptors, available, used] = queue(1, 0);
+    // The entropy device is the last one.
+    let last = rig.functions.len() - 1;
+    drive(rig, last as u64, 1 << 32, 16);
+    let [descriptors, available, used] = queue(last as u64, 0);
     let put = |value: u64, at: u64| {
         let _ = rig.memory.write_obj(value, GuestAddress(at));
     };
     put(BUFFERS, descriptors);
     put(32 | 2 << 32, descriptors + 8);
     put(1 << 16, available);
-    rig.functions[1].write(0x3000, &[0, 0]);
+    rig.functions[last].write(0x3000, &[0, 0]);
     inline::work();
     for _ in 0..20_000 {
         let used: u16 = rig.memory.read_obj(GuestAddress(used + 2)).unwrap_or_default();
@@ -204,19 +208,24 @@ pub(in crate::kvm) fn heals(rig: &Rig, threads: bool) {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     let status = &mut [0];
-    rig.functions[1].read(20, status);
+    rig.functions[last].read(20, status);
     let answered: u16 = rig.memory.read_obj(GuestAddress(used + 2)).unwrap_or_default();
     assert_eq!((status[0], answered), (15, 1));
 }
 
-/// Accesses of a guest to two devices on a bus, while the machine is paused, reset, saved and restored.
+/// Whom the entropy device has beside it.
+const KINDS: [Kind; 5] = [Kind::Disk, Kind::Net, Kind::Console, Kind::Balloon, Kind::Vsock];
+
+/// Accesses of a guest to two devices on a bus, of which the first byte says which the first is, while the machine is paused, reset, saved and restored.
 ///
 /// # Panics
 /// If a reset does not heal what was done, or something stays connected.
 pub fn pci(data: &[u8]) {
     inline::choose(true);
     let mut input = Input::new(data);
-    let rig = Rig::new(u64::from(input.u8() & 3));
+    let first = input.u8();
+    let kind = KINDS[usize::from(first >> 2) % KINDS.len()];
+    let rig = Rig::new(u64::from(first & 3), &[kind, Kind::Rng]);
     while !input.is_empty() {
         step(&rig, &mut input);
     }
@@ -227,7 +236,20 @@ pub fn pci(data: &[u8]) {
     inline::choose(false);
 }
 
-/// A saved state as it may come over a network: the text of the disk's, or of the entropy device's.
+/// The kind of device whose state this seems to be: by how many queues of which size there are.
+fn kind(saved: &Saved) -> Kind {
+    let queues = saved.state["registers"]["queues"].as_array();
+    let size = saved.state["registers"]["queues"][0]["max"].as_u64();
+    match (queues.map(Vec::len), size) {
+        (Some(2), _) => Kind::Console,
+        (Some(3), _) => Kind::Vsock,
+        (Some(5), Some(256)) => Kind::Net,
+        (Some(5), _) => Kind::Balloon,
+        _ => Kind::Disk,
+    }
+}
+
+/// A saved state as it may come over a network: a device's text.
 ///
 /// # Panics
 /// If a state that was taken on does not come back, or a reset does not heal it.
@@ -236,7 +258,7 @@ pub fn state(data: &[u8]) {
         return;
     };
     inline::choose(true);
-    let rig = Rig::new(0);
+    let rig = Rig::new(0, &[kind(&saved), Kind::Rng]);
     for device in &rig.functions {
         device.pause();
         if device.restore(&saved).is_ok() {

@@ -113,6 +113,24 @@ impl Output {
         })
     }
 
+    /// Without a thread: whoever fuzzes takes out what is printed, with [`Output::take_out`].
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(in crate::kvm) fn idle() -> Self {
+        Output {
+            shared: Arc::new(Shared {
+                inner: Mutex::default(),
+                changed: Condvar::new(),
+            }),
+            thread: None,
+        }
+    }
+
+    /// How much was printed since the last time; there is room again.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(in crate::kvm) fn take_out(&self) -> usize {
+        std::mem::take(&mut self.shared.lock().bytes).len()
+    }
+
     /// An end for the serial line.
     pub(in crate::kvm) fn printer(&self, gate: Arc<Gate>) -> Printer {
         Printer {

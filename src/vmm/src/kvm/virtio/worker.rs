@@ -395,7 +395,7 @@ pub(in crate::kvm) mod inline {
         WORK.take();
     }
 
-    pub(super) fn chosen() -> bool {
+    pub(in crate::kvm) fn chosen() -> bool {
         CHOSEN.get()
     }
 

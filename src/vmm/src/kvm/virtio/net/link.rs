@@ -30,6 +30,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Connect, NicStatus, feature};
 use crate::kvm::event::descriptor;
+#[cfg(any(test, feature = "fuzzing"))]
+use crate::kvm::virtio::worker::inline;
 use crate::kvm::virtio::{Alarm, SessionQueue};
 
 /// How long things may take.
@@ -150,6 +152,9 @@ pub(super) struct Link {
     bell: Arc<EventFd>,
     board: Arc<Mutex<Board>>,
     thread: Option<JoinHandle<()>>,
+    /// What the thread would do is done with each order, see [`inline`].
+    #[cfg(any(test, feature = "fuzzing"))]
+    worker: Option<Mutex<Worker>>,
 }
 
 impl Link {
@@ -181,6 +186,17 @@ impl Link {
         worker.connect(patience.first);
         worker.show();
         let rings = worker.backend.as_ref().map(Frontend::rings);
+        #[cfg(any(test, feature = "fuzzing"))]
+        if inline::chosen() {
+            let link = Link {
+                orders: Some(Mutex::new(orders)),
+                bell,
+                board,
+                thread: None,
+                worker: Some(Mutex::new(worker)),
+            };
+            return Ok((link, rings));
+        }
         let thread = std::thread::Builder::new()
             .name(name.into())
             .spawn(move || worker.run())?;
@@ -189,6 +205,8 @@ impl Link {
             bell,
             board,
             thread: Some(thread),
+            #[cfg(any(test, feature = "fuzzing"))]
+            worker: None,
         };
         Ok((link, rings))
     }
@@ -210,6 +228,10 @@ impl Link {
         }
         // A full counter rings as well.
         let _ = self.bell.write(1);
+        #[cfg(any(test, feature = "fuzzing"))]
+        if let Some(worker) = &self.worker {
+            worker.lock().unwrap_or_else(PoisonError::into_inner).step();
+        }
     }
 
     /// Let a backend serve this, as soon as there is one.
@@ -271,13 +293,21 @@ impl Worker {
             // Without its wall it does not run; the guest has no network, and the log says why.
             return tracing::error!(%error, "a network interface's thread");
         }
-        while self.obey() {
-            if self.backend.is_none() && Instant::now() >= self.next_try {
-                self.connect(self.patience.answer);
-            }
-            self.show();
+        while self.step() {
             self.sleep();
         }
+    }
+
+    /// Do all that there is to do. False if nobody can order any more.
+    fn step(&mut self) -> bool {
+        if !self.obey() {
+            return false;
+        }
+        if self.backend.is_none() && Instant::now() >= self.next_try {
+            self.connect(self.patience.answer);
+        }
+        self.show();
+        true
     }
 
     /// Do what was ordered. False if nobody can order any more.
