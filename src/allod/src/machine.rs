@@ -11,9 +11,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use model::disk::{DiskSpec, DiskTransport};
 use model::machine::{PowerState, StopMode};
+use model::net::MacAddr;
 use process::child::{Isolation, Launcher, Runtime};
 use uuid::Uuid;
-use vmm::kvm::{Boot, Control, CpuModel, Disk, Ending, Kernel, KvmEngine, Machine, Spec, State};
+use vmm::kvm::{Boot, Control, CpuModel, Disk, Ending, Kernel, KvmEngine, Machine, Nic, Spec, State};
 use vmm::{Embedded, Engine, Plan, PlannedBoot, PlannedDisk, PlannedNic};
 
 use crate::drivers::children;
@@ -42,12 +43,12 @@ pub struct Arguments {
     /// Read and write the disks around the host's page cache.
     #[arg(long)]
     direct: bool,
-    /// Run it as the cloud does, in a jailed process; this folder gets its console's log. Until the machine ends; `nics` then
-    /// is how many network interfaces it has, whose switch is not there.
+    /// Run it as the cloud does, in a jailed process; this folder gets its console's log. `start` on standard output says that
+    /// the process is asked for.
     #[arg(long, value_name = "FOLDER")]
     jail: Option<PathBuf>,
-    /// Network interfaces of a jailed machine.
-    #[arg(long, default_value_t = 0, requires = "jail")]
+    /// Network interfaces, whose switch is not there.
+    #[arg(long, default_value_t = 0)]
     nics: u8,
 }
 
@@ -82,6 +83,10 @@ fn disk(arguments: &Arguments, index: usize, path: &Path) -> Result<(DiskSpec, F
     Ok((spec, file))
 }
 
+fn mac(index: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, index])
+}
+
 /// In this process, with the console on standard output.
 fn here(arguments: &Arguments) -> Result<()> {
     let mut disks = Vec::new();
@@ -106,7 +111,16 @@ fn here(arguments: &Arguments) -> Result<()> {
             command_line: arguments.command_line.clone(),
         }),
         disks,
-        nics: Vec::new(),
+        nics: (0..arguments.nics)
+            .map(|index| Nic {
+                name: format!("net-{index}"),
+                mac: mac(index),
+                mtu: 1500,
+                queue_pairs: 1,
+                // Nothing listens there.
+                connect: Nic::at(format!("/nonexistent/net-{index}").into()),
+            })
+            .collect(),
         balloon: false,
         console: None,
         vsock: None,
@@ -157,7 +171,7 @@ async fn jailed(arguments: &Arguments, folder: &Path) -> Result<()> {
     let id = Uuid::from_u128(1);
     let nic = |index: u8| PlannedNic {
         socket: format!("net-{index}"),
-        mac: model::net::MacAddr([2, 0, 0, 0, 0, index]),
+        mac: mac(index),
         mtu: 1500,
     };
     let plan = Plan {
@@ -174,6 +188,7 @@ async fn jailed(arguments: &Arguments, folder: &Path) -> Result<()> {
         nics: (0..arguments.nics).map(nic).collect(),
         folder: machine,
     };
+    println!("start");
     engine.start(&plan).await?;
     tokio::select! {
         end = ends.recv() => match end?.state {
