@@ -45,11 +45,12 @@ use crate::kvm::virtio::vsock::VsockDevice;
 /// The interrupt controllers' state.
 pub(super) struct Chips {
     irqchips: [kvm_bindings::kvm_irqchip; 3],
-    pit: kvm_bindings::kvm_pit_state2,
+    /// Of a machine that has one.
+    pit: Option<kvm_bindings::kvm_pit_state2>,
 }
 
 impl Chips {
-    fn read(vm: &VmFd) -> Result<Self, kvm_ioctls::Error> {
+    fn read(vm: &VmFd, pit: bool) -> Result<Self, kvm_ioctls::Error> {
         let mut irqchips = [0, 1, 2].map(|chip_id| kvm_bindings::kvm_irqchip {
             chip_id,
             ..kvm_bindings::kvm_irqchip::default()
@@ -59,7 +60,7 @@ impl Chips {
         }
         Ok(Chips {
             irqchips,
-            pit: vm.get_pit2()?,
+            pit: pit.then(|| vm.get_pit2()).transpose()?,
         })
     }
 
@@ -67,7 +68,7 @@ impl Chips {
         for chip in &self.irqchips {
             vm.set_irqchip(chip)?;
         }
-        vm.set_pit2(&self.pit)
+        self.pit.as_ref().map_or(Ok(()), |pit| vm.set_pit2(pit))
     }
 }
 
@@ -143,7 +144,8 @@ pub(super) fn build(spec: Spec, console: impl Sink, send: &Sender<Message>) -> R
         .map(|fd| VcpuState::read(fd, indices.as_slice()))
         .collect::<Result<Vec<_>, _>>()
         .map_err(kvm("cannot read a virtual processor's state"))?;
-    let chips = Chips::read(&vm).map_err(kvm("cannot read the interrupt controllers' state"))?;
+    let chips =
+        Chips::read(&vm, has_pit(&boot)).map_err(kvm("cannot read the interrupt controllers' state"))?;
 
     let gate = Arc::new(Gate::new());
     let requests = Requests::new(gate.clone(), send.clone());
@@ -345,13 +347,22 @@ fn make_vm(system: &Kvm, ram: &Ram, boot: &Source) -> Result<VmFd, MachineError>
     }
     vm.create_irq_chip()
         .map_err(kvm("cannot make interrupt controllers"))?;
-    // Port 0x61, where a kernel looks for the speaker's timer, answers too.
-    vm.create_pit2(kvm_pit_config {
-        flags: KVM_PIT_SPEAKER_DUMMY,
-        ..kvm_pit_config::default()
-    })
-    .map_err(kvm("cannot make a timer"))?;
+    if has_pit(boot) {
+        // Port 0x61, where a kernel looks for the speaker's timer, answers too.
+        vm.create_pit2(kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..kvm_pit_config::default()
+        })
+        .map_err(kvm("cannot make a timer"))?;
+    }
     Ok(vm)
+}
+
+/// Whether there is an 8254. Firmware and boot loaders count time by it. A kernel that starts at once is told KVM's clock and the
+/// processor's frequency, and has the local APIC's timer; KVM would need a thread for a device that nobody asks, which takes longer
+/// to start than all the rest of the machine.
+fn has_pit(boot: &Source) -> bool {
+    matches!(boot, Source::Firmware(_))
 }
 
 /// `IA32_MISC_ENABLE`: string instructions are fast.
