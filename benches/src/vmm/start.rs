@@ -11,7 +11,7 @@ use super::monitors::{Kind, MEMORY_MIB, Machine, Monitor, found, ours};
 use super::running::Running;
 use super::{guests, versus_best};
 use crate::figure::Figure;
-use crate::measure::{least, median};
+use crate::measure::{cpu_seconds, least, median};
 
 /// How often each monitor is started, in turn.
 const TURNS: usize = 40;
@@ -29,14 +29,15 @@ pub fn run(folder: &Path) -> Result<()> {
         ..Machine::default()
     };
     let monitors = found(&[Kind::Firecracker, Kind::CloudHypervisor, Kind::Qemu]);
-    let mut times = vec![Vec::new(); monitors.len()];
+    let (mut times, mut used) = (vec![Vec::new(); monitors.len()], vec![Vec::new(); monitors.len()]);
     let (mut jailed, mut process) = (Vec::new(), Vec::new());
     for turn in 0..=TURNS {
-        for (monitor, times) in monitors.iter().zip(&mut times) {
-            let took = once(monitor, &machine, folder)?;
+        for (index, monitor) in monitors.iter().enumerate() {
+            let (took, cpu) = once(monitor, &machine, folder)?;
             // The first turn brings files into memory.
             if turn > 0 {
-                times.push(took);
+                times[index].push(took);
+                used[index].push(cpu);
             }
         }
         let (whole, child) = once_jailed(&machine, &folder.join(format!("jail-{turn}")))?;
@@ -48,18 +49,23 @@ pub fn run(folder: &Path) -> Result<()> {
     let kinds: Vec<_> = monitors.iter().map(|monitor| monitor.kind).collect();
     let medians: Vec<_> = times.iter().map(|times| median(times.clone())).collect();
     let leasts: Vec<_> = times.iter().map(|times| least(times)).collect();
+    let used: Vec<_> = used.into_iter().map(median).collect();
     versus_best("vmm.start", &kinds, &medians, "ms")?;
     versus_best("vmm.start.min", &kinds, &leasts, "ms")?;
+    // Processor time is what a busy machine leaves comparable.
+    versus_best("vmm.start.cpu", &kinds, &used, "ms")?;
     Figure::new("vmm.start.jailed", median(process.clone()), "ms").report()?;
     Figure::new("vmm.start.jailed.min", least(&process), "ms").report()?;
     Figure::new("vmm.start.jailed.with-launcher", median(jailed), "ms").report()
 }
 
-/// In milliseconds, from before the fork.
-fn once(monitor: &Monitor, machine: &Machine, folder: &Path) -> Result<f64> {
+/// In milliseconds: from before the fork; and the processor time until then.
+fn once(monitor: &Monitor, machine: &Machine, folder: &Path) -> Result<(f64, f64)> {
     let mut running = Running::start(monitor.command(machine, folder)?)?;
     let first = running.says("r", LIMIT)?;
-    Ok(first.duration_since(running.began()).as_secs_f64() * 1e3)
+    let used = cpu_seconds(running.pid())?;
+    let took = first.duration_since(running.began()).as_secs_f64();
+    Ok((took * 1e3, used * 1e3))
 }
 
 /// In milliseconds: from the start of `allod machine`, and from the moment at which that asks for its child.

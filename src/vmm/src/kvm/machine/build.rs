@@ -359,8 +359,7 @@ fn make_vm(system: &Kvm, ram: &Ram, boot: &Source) -> Result<VmFd, MachineError>
 }
 
 /// Whether there is an 8254. Firmware and boot loaders count time by it. A kernel that starts at once is told KVM's clock and the
-/// processor's frequency, and has the local APIC's timer; KVM would need a thread for a device that nobody asks, which takes longer
-/// to start than all the rest of the machine.
+/// processor's frequency, and has the local APIC's timer; for a device that nobody asks KVM would start a thread and wait for it.
 fn has_pit(boot: &Source) -> bool {
     matches!(boot, Source::Firmware(_))
 }
