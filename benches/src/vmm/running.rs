@@ -100,11 +100,14 @@ impl Running {
 impl Running {
     /// As if by Ctrl-C: what it made on the host it takes away. Killed if it does not end by that.
     pub fn interrupt(&mut self) -> Result<()> {
+        let below = host::descendants(self.pid(), &[]);
         kill(Pid::from_raw(self.pid()), Signal::SIGINT)?;
         let asked = Instant::now();
         while self.child.try_wait()?.is_none() && asked.elapsed() < Duration::from_secs(5) {
             thread::sleep(Duration::from_millis(2));
         }
+        // Whoever was interrupted too early may have left them behind.
+        host::kill_all(&below);
         Ok(())
     }
 }

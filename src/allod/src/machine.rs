@@ -13,6 +13,7 @@ use model::disk::{DiskSpec, DiskTransport};
 use model::machine::{PowerState, StopMode};
 use model::net::MacAddr;
 use process::child::{Isolation, Launcher, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 use vmm::kvm::{Boot, Control, CpuModel, Disk, Ending, Kernel, KvmEngine, Machine, Nic, Spec, State};
 use vmm::{Embedded, Engine, Plan, PlannedBoot, PlannedDisk, PlannedNic};
@@ -188,6 +189,8 @@ async fn jailed(arguments: &Arguments, folder: &Path) -> Result<()> {
         nics: (0..arguments.nics).map(nic).collect(),
         folder: machine,
     };
+    // From before the start on, so that no process is left behind.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     println!("start");
     engine.start(&plan).await?;
     tokio::select! {
@@ -195,6 +198,6 @@ async fn jailed(arguments: &Arguments, folder: &Path) -> Result<()> {
             PowerState::Crashed => bail!("the machine could not go on: its folder's exit.json says why"),
             _ => Ok(()),
         },
-        _ = tokio::signal::ctrl_c() => Ok(engine.stop(id, StopMode::Hard).await?),
+        _ = interrupt.recv() => Ok(engine.stop(id, StopMode::Hard).await?),
     }
 }
