@@ -103,6 +103,7 @@ pub fn run(mut start: Start, open: OpenDisk) -> Result<(), String> {
         Ok(prepared) => {
             // The daemon may be gone already; the guest runs on.
             drop(start.ready());
+            super::trim::let_go_of_the_program();
             let ended = live(prepared);
             record(exit, &ended);
             ended

@@ -16,6 +16,7 @@
 
 pub mod child;
 mod owner;
+mod trim;
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
