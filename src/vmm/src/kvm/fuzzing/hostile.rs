@@ -2,8 +2,10 @@
 //! their own, at least half of them to rings that a device has accepted; the same for each seed, but for how threads
 //! interleave. Beside them a bus whose driver behaves, and must not notice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,11 @@ const SEED: u64 = 0x616c_6c6f_6421;
 const SIZE: u16 = 64;
 /// Where header, data and status of plausible requests are.
 const BUFFERS: u64 = 0x8_0000;
+/// Where the headers of plausible packets are, which no other device's driver writes to.
+const PACKETS: u64 = BUFFERS + 0x3_8000;
+/// Where a program on the host listens to the guests' sockets, and how many connections it has at most.
+const PORT: u32 = 80;
+const STREAMS: usize = 32;
 /// Names of [`ALL`].
 const NAMES: [&str; ALL.len()] = ["disk", "net", "console", "balloon", "vsock", "rng"];
 
@@ -164,6 +171,9 @@ impl Attacker<'_> {
 
     /// A packet for the socket device, most of them well-formed.
     fn packet(&mut self) -> [u8; HEADER] {
+        // Mostly wanted connections, and bytes.
+        let operation = [1, 1, 1, 5, 5, 5, 4, 6, 7, 3][self.dice.below(10) as usize];
+        let (port, length, flags) = (self.dice.below(8), self.dice.below(600), self.dice.below(4));
         let mut number = |plain: u64| {
             if self.dice.below(8) == 0 {
                 self.dice.wild()
@@ -171,16 +181,16 @@ impl Attacker<'_> {
                 plain
             }
         };
-        let (operation, port) = (number(1), number(80));
+        let (operation, port) = (number(operation), number(port));
         Header {
             src_cid: number(3),
             dst_cid: number(2),
             src_port: port as u32,
-            dst_port: number(port) as u32,
-            len: number(0) as u32,
+            dst_port: number(PORT.into()) as u32,
+            len: number(length) as u32,
             kind: number(1) as u16,
             operation: (operation as u16).into(),
-            flags: number(0) as u32,
+            flags: number(flags) as u32,
             buf_alloc: number(1 << 16) as u32,
             fwd_cnt: number(0) as u32,
         }
@@ -244,7 +254,7 @@ impl Attacker<'_> {
                 };
                 if ALL[device] == Kind::Vsock {
                     let packet = self.packet();
-                    self.poke(packet, header);
+                    self.poke(packet, PACKETS + (index & !3) * 64);
                 } else {
                     self.poke(kind.to_le_bytes(), header);
                     self.poke(sector.to_le_bytes(), header + 8);
@@ -260,8 +270,13 @@ impl Attacker<'_> {
                     512 * (1 + self.dice.below(8) as u32)
                 };
                 let writable = 2 * u16::from(self.dice.below(2) == 0 || ALL[device] == Kind::Rng);
-                let head = if ALL[device] == Kind::Vsock { 44 } else { 16 };
-                self.descriptor(table, base, (BUFFERS + base * 64, head, 1, base as u16 + 1));
+                let (header, size) = if ALL[device] == Kind::Vsock {
+                    (PACKETS, HEADER as u32)
+                } else {
+                    (BUFFERS, 16)
+                };
+                let row = (header + base * 64, size, 1, base as u16 + 1);
+                self.descriptor(table, base, row);
                 self.descriptor(
                     table,
                     base + 1,
@@ -407,7 +422,7 @@ impl Attacker<'_> {
             let features =
                 [feature::VERSION_1, offered, offered & !feature::EVENT_IDX][self.dice.below(3) as usize];
             drive(self.rig, device as u64, features, SIZE);
-            for _ in 0..96 {
+            for _ in 0..160 {
                 if !self.serves(device) {
                     break;
                 }
@@ -417,7 +432,7 @@ impl Attacker<'_> {
                     self.tally.at(device, class).broke += 1;
                 }
             }
-            for _ in 0..24 {
+            for _ in 0..40 {
                 self.register(device);
             }
             // Storms of resets, with requests on their way.
@@ -430,6 +445,34 @@ impl Attacker<'_> {
         }
         self.tally
     }
+}
+
+/// A program on the host, until it is told to stop: it says back what it is told, to the latest connections. How many there were,
+/// and bytes.
+fn echo(listener: &UnixListener, stop: &AtomicBool) -> (u64, u64) {
+    listener.set_nonblocking(true).unwrap();
+    let mut streams = VecDeque::new();
+    let (mut connections, mut bytes) = (0, 0);
+    while !stop.load(Ordering::SeqCst) {
+        while let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(true).unwrap();
+            connections += 1;
+            streams.push_back(stream);
+            if streams.len() > STREAMS {
+                streams.pop_front();
+            }
+        }
+        for stream in &mut streams {
+            let mut data = [0; 4096];
+            if let Ok(count @ 1..) = stream.read(&mut data) {
+                bytes += count as u64;
+                // One that does not listen, loses it.
+                let _ = stream.write(&data[..count]);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    (connections, bytes)
 }
 
 /// A driver that behaves, until it is told to stop: each byte that it wrote comes back. How many it wrote.
@@ -498,10 +541,15 @@ fn a_million_hostile_writes_break_rings_and_nothing_else() {
     inline::choose(false);
     let start = Instant::now();
     let (beside, stop) = (Rig::new(0, &[Kind::Disk, Kind::Rng]), AtomicBool::new(false));
-    let rigs: Vec<Rig> = (0..RIGS).map(|index| Rig::new(index * 77, &ALL)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join(format!("vsock_{PORT}"))).unwrap();
+    let rigs: Vec<Rig> = (0..RIGS)
+        .map(|index| Rig::with_sockets(index * 77, &ALL, Some(folder.path().into())))
+        .collect();
     let before = resident();
     let mut tally = Tally::default();
-    let behaved = std::thread::scope(|scope| {
+    let (behaved, (reached, echoed)) = std::thread::scope(|scope| {
+        let echoing = scope.spawn(|| echo(&listener, &stop));
         let behaving = scope.spawn(|| behave(&beside, &stop));
         let attackers: Vec<_> = (0..RIGS * 2)
             .map(|number| {
@@ -517,12 +565,12 @@ fn a_million_hostile_writes_break_rings_and_nothing_else() {
             tally.add(&attacker.join().unwrap());
         }
         stop.store(true, Ordering::SeqCst);
-        behaving.join().unwrap()
+        (behaving.join().unwrap(), echoing.join().unwrap())
     });
     let grown = resident().saturating_sub(before);
     println!("{tally}");
     println!(
-        "hostile: {:?}, {} MiB grown, {behaved} requests beside",
+        "hostile: {:?}, {} MiB grown, {behaved} requests beside, {reached} sockets reached, {echoed} bytes in them",
         start.elapsed(),
         grown >> 20
     );
@@ -531,6 +579,7 @@ fn a_million_hostile_writes_break_rings_and_nothing_else() {
         tally.past() * 2 >= tally.writes(),
         "too few past queue validation"
     );
+    assert!(reached > 0, "no socket was ever reached");
     // What the run is for happened: each of the devices broke rings, and refused registers.
     for name in NAMES {
         let sum = |of: fn(&Counts) -> u64| -> u64 {

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -114,7 +115,7 @@ pub(in crate::kvm) enum Kind {
     Net,
     Console,
     Balloon,
-    /// Sockets, to nobody.
+    /// Sockets, to nobody if there is no folder of them.
     Vsock,
     Rng,
 }
@@ -183,6 +184,14 @@ impl Rig {
     /// # Panics
     /// If the system has not so much as that takes.
     pub(in crate::kvm) fn new(chaos: u64, kinds: &[Kind]) -> Self {
+        Self::with_sockets(chaos, kinds, None)
+    }
+
+    /// The same, and the guest's sockets lead to those in this folder.
+    ///
+    /// # Panics
+    /// If the system has not so much as that takes.
+    pub(in crate::kvm) fn with_sockets(chaos: u64, kinds: &[Kind], folder: Option<PathBuf>) -> Self {
         let memory = if inline::chosen() { cleared() } else { memory().0 };
         let books = Arc::new(Books::default());
         let has = |kind: Kind| kinds.contains(&kind);
@@ -212,7 +221,7 @@ impl Rig {
                     let spec = Vsock {
                         cid: 3,
                         listener: None,
-                        folder: None,
+                        folder: folder.clone(),
                     };
                     Arc::new(VsockDevice::new(spec).unwrap_or_else(|error| fail(&error)))
                 }
