@@ -96,9 +96,8 @@ pub fn serve(
             result = Ok(true);
             break;
         }
-        match ring.pop(memory, &mut work.chain) {
+        match ring.pop_or_rest(memory, &mut work.chain) {
             Ok(true) => {}
-            Ok(false) if ring.enable_kicks(memory) => continue,
             Ok(false) => break,
             Err(error) => {
                 result = Err(error);

@@ -85,9 +85,8 @@ impl Console {
                 break;
             }
             left -= 1;
-            match ring.pop(memory, &mut self.buffer) {
+            match ring.pop_or_rest(memory, &mut self.buffer) {
                 Ok(true) => {}
-                Ok(false) if ring.enable_kicks(memory) => continue,
                 Ok(false) => break,
                 Err(error) => {
                     result = Err(error);

@@ -41,9 +41,8 @@ pub fn serve<E: From<RingError>>(
             result = Ok(true);
             break;
         }
-        match ring.pop(memory, chain) {
+        match ring.pop_or_rest(memory, chain) {
             Ok(true) => {}
-            Ok(false) if ring.enable_kicks(memory) => continue,
             Ok(false) => break,
             Err(error) => {
                 result = Err(error.into());

@@ -180,6 +180,15 @@ impl Vring {
         result
     }
 
+    /// [`Vring::pop`], and, where there is nothing, what a device does before it sleeps: ask for kicks, and look once more for what came
+    /// in between. False: whatever comes now is kicked.
+    ///
+    /// # Errors
+    /// As [`Vring::pop`].
+    pub fn pop_or_rest(&mut self, memory: &Memory, chain: &mut Chain) -> Result<bool, RingError> {
+        Ok(self.pop(memory, chain)? || self.enable_kicks(memory) && self.pop(memory, chain)?)
+    }
+
     fn try_pop(&mut self, memory: &Memory, chain: &mut Chain) -> Result<bool, RingError> {
         let Some(head) = self.queue.iter(memory)?.next().map(|c| c.head_index()) else {
             return Ok(false);

@@ -259,9 +259,8 @@ impl<H: Host> Vsock<H> {
                 result = Ok(true);
                 break;
             }
-            match ring.pop(memory, &mut self.chain) {
+            match ring.pop_or_rest(memory, &mut self.chain) {
                 Ok(true) => {}
-                Ok(false) if ring.enable_kicks(memory) => continue,
                 Ok(false) => break,
                 Err(error) => {
                     result = Err(error);
@@ -372,9 +371,8 @@ impl<H: Host> Vsock<H> {
                 result = Ok(true);
                 break;
             }
-            match ring.pop(memory, &mut self.chain) {
+            match ring.pop_or_rest(memory, &mut self.chain) {
                 Ok(true) => {}
-                Ok(false) if ring.enable_kicks(memory) => continue,
                 Ok(false) => break,
                 Err(error) => {
                     result = Err(error);
