@@ -327,7 +327,12 @@ impl Vring {
         self.place(memory, placement)?;
         let used = self.used_index(memory)?;
         self.enabled = true;
-        self.start(memory, placement.event_idx, used, Some(placement.next))
+        self.start(memory, placement.event_idx, used, Some(placement.next))?;
+        // Whoever served it before may have used buffers without saying so; a driver that just set it up hears nothing.
+        if placement.next != 0 {
+            self.signal();
+        }
+        Ok(())
     }
 
     /// Finds its parts where the driver says that they are.
@@ -433,7 +438,6 @@ impl Vring {
         self.broken = false;
         self.queue.enable_notification(memory)?;
         fence(Ordering::SeqCst);
-        self.signal();
         Ok(())
     }
 

@@ -186,6 +186,8 @@ impl Device {
         }
         let event_idx = self.features & feature::EVENT_IDX != 0;
         ring.start(&memory, event_idx, used, resume).map_err(fault)?;
+        // A backend that died may have used buffers without saying so.
+        ring.signal();
         if self.features & feature::PROTOCOL_FEATURES == 0 {
             ring.set_enabled(true);
         }

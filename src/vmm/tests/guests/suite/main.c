@@ -205,6 +205,7 @@ static result entropy(void) {
     struct device *d = find(RNG, 0);
     result why = set_up(d, VERSION_1, queues, 1);
     need(!why, why);
+    need(!comes(FIRST_VECTOR + 1, 1, 5), "a start interrupts");
     need(draw(64, 0) == 64, "it does not answer");
     need(!all(data[0], 64, 0), "zeroes");
     need(draw(64, 1) == 64, "it does not answer by interrupt");
