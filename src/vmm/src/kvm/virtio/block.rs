@@ -21,6 +21,9 @@ const DEVICE_ID: u16 = 2;
 const RETRY: Duration = Duration::from_secs(1);
 /// Chains that are taken before what has ended is returned.
 const BATCH: u16 = QUEUE_SIZE;
+/// How long the thread looks at its rings and its backend before it asks for kicks and sleeps, if its last sleep was
+/// shorter: a doorbell costs a guest far more than a look costs the host, and so does a sleep that ends at once.
+const PATIENCE: Duration = Duration::from_micros(50);
 /// The backend's token.
 const BACKEND: u32 = 0;
 
@@ -52,6 +55,11 @@ impl BlockBackend for Box<dyn Storage> {
     fn wait(&mut self) {
         (**self).wait();
     }
+}
+
+/// The places of the bits that are set.
+fn bits(set: u64) -> impl Iterator<Item = usize> {
+    (0..64).filter(move |bit| set & 1 << bit != 0)
 }
 
 /// A disk of a machine.
@@ -86,6 +94,12 @@ struct Server {
     last_retry: Instant,
     /// Rings that wait for room, as bits.
     waiting: u64,
+    /// Rings whose kicks are switched off, as bits.
+    quiet: u64,
+    /// When it last went to sleep, until it is known for how long.
+    asleep: Option<Instant>,
+    /// Its last wait was a short one.
+    patient: bool,
     // Kept, so that requests allocate nothing.
     chain: Chain,
     finished: Vec<Finished>,
@@ -104,6 +118,9 @@ impl BlockDevice {
             block: Block::new(geometry.clone(), storage, depth),
             last_retry: Instant::now(),
             waiting: 0,
+            quiet: 0,
+            asleep: None,
+            patient: false,
             chain: Chain::new(),
             finished: Vec::new(),
         };
@@ -149,18 +166,56 @@ impl BlockDevice {
 }
 
 impl Server {
-    /// Return what has ended, and look again at rings that wait for room.
-    fn collect(&mut self, floor: &mut Floor) {
+    /// Return what has ended, and look again at rings that wait for room. True if something had ended.
+    fn collect(&mut self, floor: &mut Floor) -> bool {
         self.block.reap(&mut self.finished);
+        let progress = !self.finished.is_empty();
         self.deliver(floor);
         if self.block.has_room() {
-            for index in 0..floor.rings.len() {
-                if self.waiting & 1 << index != 0 {
+            for index in bits(std::mem::take(&mut self.waiting)) {
+                floor.mark(index);
+            }
+        }
+        progress
+    }
+
+    /// It is awake: was its sleep worth it?
+    fn awake(&mut self) {
+        if let Some(since) = self.asleep.take() {
+            self.patient = since.elapsed() < PATIENCE;
+        }
+    }
+
+    /// Look for a moment at rings whose guests need not kick, and at what runs. True if there was something.
+    fn look(&mut self, floor: &mut Floor) -> bool {
+        let start = Instant::now();
+        loop {
+            let mut found = self.collect(floor);
+            for index in bits(self.quiet & !self.waiting) {
+                if floor.rings[index].waiting(&floor.memory) > 0 {
                     floor.mark(index);
+                    found = true;
                 }
             }
-            self.waiting = 0;
+            if found || start.elapsed() >= PATIENCE {
+                return found;
+            }
+            std::hint::spin_loop();
         }
+    }
+
+    /// Ask for kicks, and look once more for what came in between. True if there was something.
+    fn listen(&mut self, floor: &mut Floor) -> bool {
+        let mut found = false;
+        let rings = self.quiet & !self.waiting;
+        self.quiet &= self.waiting;
+        for index in bits(rings) {
+            if floor.rings[index].enable_kicks(&floor.memory) {
+                floor.mark(index);
+                found = true;
+            }
+        }
+        found
     }
 
     fn deliver(&mut self, floor: &mut Floor) {
@@ -214,9 +269,13 @@ impl Service for Server {
     }
 
     fn serve(&mut self, floor: &mut Floor, index: usize) -> bool {
+        self.awake();
         let memory = floor.memory.clone();
         let ring = &mut floor.rings[index];
-        ring.disable_kicks(&memory);
+        if self.quiet & 1 << index == 0 {
+            ring.disable_kicks(&memory);
+            self.quiet |= 1 << index;
+        }
         let (mut more, mut again) = (false, true);
         // What is answered at once needs no room: a guest could go on for ever.
         for _ in 0..BATCH {
@@ -230,7 +289,7 @@ impl Service for Server {
                     self.block
                         .start(index as u16, &mut self.chain, &memory, &mut self.finished);
                 }
-                Ok(false) if ring.enable_kicks(&memory) => {}
+                // Kicks stay switched off until the thread rests.
                 Ok(false) => {
                     again = false;
                     break;
@@ -252,10 +311,21 @@ impl Service for Server {
     }
 
     fn wake(&mut self, floor: &mut Floor, _: u32) {
+        self.awake();
         self.collect(floor);
     }
 
-    fn rest(&mut self, _: &mut Floor) -> Option<Duration> {
+    fn rest(&mut self, floor: &mut Floor) -> Option<Duration> {
+        if self.patient && self.block.parked() == 0 {
+            self.patient = self.look(floor);
+            if self.patient {
+                return Some(Duration::ZERO);
+            }
+        }
+        if self.listen(floor) {
+            return Some(Duration::ZERO);
+        }
+        self.asleep = Some(Instant::now());
         if self.block.parked() == 0 {
             return None;
         }
@@ -271,7 +341,7 @@ impl Service for Server {
     fn finish(&mut self, floor: &mut Floor) -> Vec<Vec<u16>> {
         self.block.drain(None, &mut self.finished);
         self.deliver(floor);
-        self.waiting = 0;
+        (self.waiting, self.quiet, self.asleep, self.patient) = (0, 0, None, false);
         floor.unwatch(self.block.backend().as_fd());
         let mut taken = vec![Vec::new(); floor.rings.len()];
         for (ring, head) in self.block.give_up_parked() {

@@ -39,7 +39,7 @@ pub(in crate::kvm) trait Service: Send + 'static {
     fn serve(&mut self, floor: &mut Floor, ring: usize) -> bool;
     /// A descriptor that is watched by this token is ready.
     fn wake(&mut self, _floor: &mut Floor, _token: u32) {}
-    /// Nothing is left to do. How long to sleep at most; called again then.
+    /// Nothing is left to do. How long to sleep at most; called again then, with no time at all at once.
     fn rest(&mut self, _floor: &mut Floor) -> Option<Duration> {
         None
     }
@@ -153,7 +153,11 @@ impl<S: Service> Inner<S> {
         }
         Some(sleep.map_or(EpollTimeout::NONE, |sleep| {
             // Rounded up: a service that is woken too early would only sleep again.
-            EpollTimeout::try_from(sleep + Duration::from_millis(1)).unwrap_or(EpollTimeout::MAX)
+            let sleep = match sleep {
+                Duration::ZERO => sleep,
+                sleep => sleep + Duration::from_millis(1),
+            };
+            EpollTimeout::try_from(sleep).unwrap_or(EpollTimeout::MAX)
         }))
     }
 
