@@ -264,9 +264,23 @@ impl Vring {
 
     /// Asks the guest not to kick while the ring is being worked on.
     pub fn disable_kicks(&mut self, memory: &Memory) {
-        if self.running() && self.queue.disable_notification(memory).is_err() {
+        if self.running() && self.try_disable_kicks(memory).is_err() {
             self.break_ring();
         }
+    }
+
+    fn try_disable_kicks(&mut self, memory: &Memory) -> Result<(), RingError> {
+        self.queue.disable_notification(memory)?;
+        if self.queue.event_idx_enabled() {
+            // The guest kicks when it passes this index (virtio 1.2 §2.7.10): one that it has passed, behind the used ring's
+            // elements of 8 bytes (§2.7.8).
+            let at = self.queue.used_ring() + 4 + 8 * u64::from(self.queue.size());
+            let passed = self.queue.next_avail().wrapping_sub(1);
+            memory
+                .store(passed.to_le(), GuestAddress(at), Ordering::Relaxed)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+        }
+        Ok(())
     }
 
     /// Asks the guest to kick again. True if buffers came in since the last [`Vring::pop`]: look once more before

@@ -84,6 +84,36 @@ fn a_ring_goes_on_where_it_was_halted() {
     );
 }
 
+/// What a driver does with an event index (virtio 1.2 §2.7.10).
+fn kicks(memory: &Memory, old: u16, new: u16) -> bool {
+    let event: u16 = memory.read_obj(GuestAddress(0x3004 + 8 * 8)).unwrap();
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+#[test]
+fn a_guest_with_event_indices_kicks_when_it_is_asked_to_and_not_before() {
+    let memory = memory();
+    for next in [0, 7, u16::MAX] {
+        let place = Placement {
+            event_idx: true,
+            next,
+            ..placement()
+        };
+        assert_eq!(place.size, 8);
+        memory.write_obj(next, GuestAddress(0x2002)).unwrap();
+        let mut ring = Vring::new(16).unwrap();
+        ring.start_at(&memory, place, eventfd(), None).unwrap();
+        for count in 1..=8 {
+            let new = next.wrapping_add(count);
+            assert!(kicks(&memory, next, new), "at the start");
+            ring.disable_kicks(&memory);
+            assert!(!kicks(&memory, next, new), "{count} while disabled");
+            assert!(!ring.enable_kicks(&memory));
+            assert!(kicks(&memory, next, new), "{count} while enabled");
+        }
+    }
+}
+
 #[test]
 fn places_outside_memory_or_out_of_line_are_refused() {
     let memory = memory();

@@ -21,9 +21,13 @@ const DEVICE_ID: u16 = 2;
 const RETRY: Duration = Duration::from_secs(1);
 /// Chains that are taken before what has ended is returned.
 const BATCH: u16 = QUEUE_SIZE;
-/// How long the thread looks at its rings and its backend before it asks for kicks and sleeps, if its last sleep was
-/// shorter: a doorbell costs a guest far more than a look costs the host, and so does a sleep that ends at once.
-const PATIENCE: Duration = Duration::from_micros(50);
+/// What came within this time after the thread's last step is waited for this long with open eyes the next time, before it asks for
+/// kicks and sleeps: a doorbell costs a guest far more than a look costs the host, and so does waking a processor. As long as
+/// KVM looks for a halted guest (`halt_poll_ns`).
+const PATIENCE: Duration = Duration::from_micros(200);
+/// Requests that the backend gets at once: it is at work on the first ones while others are taken, and a deep queue does not go back
+/// and forth as one.
+const PIECE: u16 = 2;
 /// The backend's token.
 const BACKEND: u32 = 0;
 
@@ -96,10 +100,12 @@ struct Server {
     waiting: u64,
     /// Rings whose kicks are switched off, as bits.
     quiet: u64,
-    /// When it last went to sleep, until it is known for how long.
-    asleep: Option<Instant>,
-    /// Its last wait was a short one.
-    patient: bool,
+    /// When requests were last taken, and when some were last returned.
+    taken: Instant,
+    returned: Instant,
+    /// The last requests ended soon after they were taken; the last ones came soon after others were returned.
+    ends_soon: bool,
+    comes_soon: bool,
     // Kept, so that requests allocate nothing.
     chain: Chain,
     finished: Vec<Finished>,
@@ -114,13 +120,16 @@ impl BlockDevice {
             storage,
         } = disk;
         let depth = geometry.depth();
+        let now = Instant::now();
         let server = Server {
             block: Block::new(geometry.clone(), storage, depth),
-            last_retry: Instant::now(),
+            last_retry: now,
             waiting: 0,
             quiet: 0,
-            asleep: None,
-            patient: false,
+            taken: now,
+            returned: now,
+            ends_soon: false,
+            comes_soon: false,
             chain: Chain::new(),
             finished: Vec::new(),
         };
@@ -170,7 +179,11 @@ impl Server {
     fn collect(&mut self, floor: &mut Floor) -> bool {
         self.block.reap(&mut self.finished);
         let progress = !self.finished.is_empty();
-        self.deliver(floor);
+        if progress {
+            self.ends_soon = self.taken.elapsed() < PATIENCE;
+            self.deliver(floor);
+            self.returned = Instant::now();
+        }
         if self.block.has_room() {
             for index in bits(std::mem::take(&mut self.waiting)) {
                 floor.mark(index);
@@ -179,17 +192,16 @@ impl Server {
         progress
     }
 
-    /// It is awake: was its sleep worth it?
-    fn awake(&mut self) {
-        if let Some(since) = self.asleep.take() {
-            self.patient = since.elapsed() < PATIENCE;
-        }
+    /// Until when it is worth it to look at rings and backend.
+    fn patience(&self) -> Option<Instant> {
+        let comes = self.comes_soon.then(|| self.returned + PATIENCE);
+        let ends = (self.ends_soon && self.block.running() > 0).then(|| self.taken + PATIENCE);
+        comes.max(ends)
     }
 
-    /// Look for a moment at rings whose guests need not kick, and at what runs. True if there was something.
-    fn look(&mut self, floor: &mut Floor) -> bool {
-        let start = Instant::now();
-        loop {
+    /// Look at rings whose guests need not kick, and at what runs, until then. True if there was something.
+    fn look(&mut self, floor: &mut Floor, until: Instant) -> bool {
+        while Instant::now() < until {
             let mut found = self.collect(floor);
             for index in bits(self.quiet & !self.waiting) {
                 if floor.rings[index].waiting(&floor.memory) > 0 {
@@ -197,10 +209,19 @@ impl Server {
                     found = true;
                 }
             }
-            if found || start.elapsed() >= PATIENCE {
-                return found;
+            if found {
+                return true;
             }
             std::hint::spin_loop();
+        }
+        false
+    }
+
+    /// The guest need not kick.
+    fn silence(&mut self, floor: &mut Floor, index: usize) {
+        if self.quiet & 1 << index == 0 {
+            floor.rings[index].disable_kicks(&floor.memory);
+            self.quiet |= 1 << index;
         }
     }
 
@@ -221,9 +242,17 @@ impl Server {
     fn deliver(&mut self, floor: &mut Floor) {
         let memory = floor.memory.clone();
         let mut touched = 0u64;
+        for done in &self.finished {
+            touched |= 1 << done.ring;
+        }
+        if self.comes_soon {
+            // Before it sees what is returned.
+            for index in bits(touched) {
+                self.silence(floor, index);
+            }
+        }
         for done in self.finished.drain(..) {
             let ring = &mut floor.rings[usize::from(done.ring)];
-            touched |= 1 << done.ring;
             if let Err(error) = ring.push_used(&memory, done.head, done.written) {
                 tracing::debug!(%error, "a guest's request cannot be returned");
             }
@@ -269,25 +298,26 @@ impl Service for Server {
     }
 
     fn serve(&mut self, floor: &mut Floor, index: usize) -> bool {
-        self.awake();
+        self.silence(floor, index);
         let memory = floor.memory.clone();
         let ring = &mut floor.rings[index];
-        if self.quiet & 1 << index == 0 {
-            ring.disable_kicks(&memory);
-            self.quiet |= 1 << index;
-        }
+        let mut taken = false;
         let (mut more, mut again) = (false, true);
         // What is answered at once needs no room: a guest could go on for ever.
-        for _ in 0..BATCH {
+        for count in 1..=BATCH {
             if !self.block.has_room() {
                 (more, again) = (true, false);
                 break;
             }
             match ring.pop(&memory, &mut self.chain) {
                 Ok(true) => {
+                    taken = true;
                     // Queues are far fewer than 65536.
                     self.block
                         .start(index as u16, &mut self.chain, &memory, &mut self.finished);
+                    if count.is_multiple_of(PIECE) {
+                        self.block.kick();
+                    }
                 }
                 // Kicks stay switched off until the thread rests.
                 Ok(false) => {
@@ -301,6 +331,10 @@ impl Service for Server {
                 }
             }
         }
+        if taken {
+            self.comes_soon = self.returned.elapsed() < PATIENCE;
+            self.taken = Instant::now();
+        }
         self.block.kick();
         if more {
             // The next completion makes room, perhaps one that comes at once.
@@ -311,21 +345,14 @@ impl Service for Server {
     }
 
     fn wake(&mut self, floor: &mut Floor, _: u32) {
-        self.awake();
         self.collect(floor);
     }
 
     fn rest(&mut self, floor: &mut Floor) -> Option<Duration> {
-        if self.patient && self.block.parked() == 0 {
-            self.patient = self.look(floor);
-            if self.patient {
-                return Some(Duration::ZERO);
-            }
-        }
-        if self.listen(floor) {
+        let until = self.patience();
+        if until.is_some_and(|until| self.look(floor, until)) || self.listen(floor) {
             return Some(Duration::ZERO);
         }
-        self.asleep = Some(Instant::now());
         if self.block.parked() == 0 {
             return None;
         }
@@ -341,7 +368,7 @@ impl Service for Server {
     fn finish(&mut self, floor: &mut Floor) -> Vec<Vec<u16>> {
         self.block.drain(None, &mut self.finished);
         self.deliver(floor);
-        (self.waiting, self.quiet, self.asleep, self.patient) = (0, 0, None, false);
+        (self.waiting, self.quiet) = (0, 0);
         floor.unwatch(self.block.backend().as_fd());
         let mut taken = vec![Vec::new(); floor.rings.len()];
         for (ring, head) in self.block.give_up_parked() {
