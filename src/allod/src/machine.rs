@@ -80,6 +80,7 @@ fn disk(arguments: &Arguments, index: usize, path: &Path) -> Result<(DiskSpec, F
         queues: u16::try_from(arguments.cpus.clamp(1, 4))?,
         direct: arguments.direct,
         transport: DiskTransport::Embedded,
+        key: None,
     };
     Ok((spec, file))
 }

@@ -91,6 +91,7 @@ fn spec(arguments: &Arguments) -> DiskSpec {
         queues: QUEUES,
         direct: !arguments.cached,
         transport: model::disk::DiskTransport::VhostUser,
+        key: None,
     }
 }
 

@@ -5,11 +5,13 @@
 //! - [`run`]: the body of `allod disk`, which serves one volume to one guest.
 //! - [`open`]: a volume as the backend of a device in a guest's own monitor.
 //! - [`convert`]: the body of the child that turns uploads into images.
+//! - [`crypt`]: what volumes are encrypted with.
 //! - [`config_drive`]: the small volume that tells a guest who it is.
 
 pub mod backup;
 pub mod config_drive;
 pub mod convert;
+pub mod crypt;
 mod io;
 mod nbd;
 pub mod pool;

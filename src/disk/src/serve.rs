@@ -38,6 +38,7 @@ use virtio::{
     vhost_user::{self, Connection, Event, Next, Offer, Stops},
 };
 
+use crate::crypt::Cipher;
 use crate::io::{Engine, EngineKind};
 
 /// Rings of a device.
@@ -122,7 +123,8 @@ pub fn open(spec: &DiskSpec, file: File, kind: EngineKind) -> Result<(Geometry, 
         queues: spec.queues,
         serial: serial(spec),
     };
-    let engine = Engine::new(file, geometry.depth(), spec.direct, kind)?;
+    let cipher = spec.key.as_ref().map(Cipher::new);
+    let engine = Engine::new(file, geometry.depth(), spec.direct, kind, cipher)?;
     info!(volume = %spec.id, engine = engine.name(), direct = engine.is_direct(), "serving");
     Ok((geometry, engine))
 }

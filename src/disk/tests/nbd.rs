@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use model::disk::{DiskRequest, DiskSpec, DiskStatus, DiskTransport};
+use model::disk::{DiskKey, DiskRequest, DiskSpec, DiskStatus, DiskTransport};
 use process::control::Client;
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -22,6 +22,10 @@ struct Served {
 
 impl Served {
     fn new(read_only: bool) -> Served {
+        Served::with(read_only, None)
+    }
+
+    fn with(read_only: bool, key: Option<DiskKey>) -> Served {
         let dir = tempfile::tempdir().unwrap();
         let file = File::options()
             .create_new(true)
@@ -37,6 +41,7 @@ impl Served {
             queues: 1,
             direct: false,
             transport: DiskTransport::Nbd,
+            key,
         };
         let socket = UnixListener::bind(dir.path().join("nbd")).unwrap();
         let control = process::control::bind(&dir.path().join("control")).unwrap();
@@ -90,7 +95,26 @@ impl Drop for Served {
 
 #[test]
 fn qemus_client_reads_what_it_wrote() {
-    let served = Served::new(false);
+    client_reads_what_it_wrote(&Served::new(false));
+}
+
+#[test]
+fn qemus_client_reads_what_it_wrote_encrypted() {
+    let key = DiskKey {
+        lineage: Uuid::from_u128(7),
+        data: [3; 32],
+        tweak: [4; 32],
+    };
+    let served = Served::with(false, Some(key));
+    client_reads_what_it_wrote(&served);
+    let bytes = std::fs::read(served.dir.path().join("volume")).unwrap();
+    assert!(
+        !bytes.windows(64).any(|part| part == [0x22; 64]),
+        "the file shows it"
+    );
+}
+
+fn client_reads_what_it_wrote(served: &Served) {
     served
         .qemu_io(
             &[

@@ -10,11 +10,12 @@ use std::{
     time::Duration,
 };
 
+use disk::crypt::Cipher;
 use disk::{EngineKind, ServeError, run_with};
 use driver::{
     Done, Driver, Options, T_DISCARD, T_FLUSH, T_GET_ID, T_IN, T_OUT, T_WRITE_ZEROES, control, listen,
 };
-use model::disk::{DiskRequest, DiskSpec};
+use model::disk::{DiskKey, DiskRequest, DiskSpec};
 use process::control::Client;
 use uuid::Uuid;
 use virtio::block::feature;
@@ -36,6 +37,15 @@ fn spec() -> DiskSpec {
         queues: 2,
         direct: true,
         transport: model::disk::DiskTransport::VhostUser,
+        key: None,
+    }
+}
+
+fn key() -> DiskKey {
+    DiskKey {
+        lineage: Uuid::from_u128(7),
+        data: [3; 32],
+        tweak: [4; 32],
     }
 }
 
@@ -86,16 +96,23 @@ fn ok(done: Done) {
     assert_eq!(done.status, 0, "{done:?}");
 }
 
-/// Every kind of request, on both engines, with and without event indices, direct and cached.
+/// Every kind of request, on both engines, with and without event indices, direct and cached, in the clear and encrypted.
 #[test]
 fn requests_do_what_the_standard_says() {
-    for (engine, event_idx, direct) in [
-        (EngineKind::Best, true, true),
-        (EngineKind::Best, false, false),
-        (EngineKind::Threads, true, true),
-        (EngineKind::Threads, false, false),
+    for (engine, event_idx, direct, key) in [
+        (EngineKind::Best, true, true, None),
+        (EngineKind::Best, false, false, None),
+        (EngineKind::Threads, true, true, None),
+        (EngineKind::Threads, false, false, None),
+        (EngineKind::Best, true, true, Some(key())),
+        (EngineKind::Threads, false, false, Some(key())),
     ] {
-        let served = Served::new(DiskSpec { direct, ..spec() }, engine);
+        let spec = DiskSpec {
+            direct,
+            key,
+            ..spec()
+        };
+        let served = Served::new(spec, engine);
         let mut driver = Driver::new(
             &served.vhost(),
             Options {
@@ -154,8 +171,14 @@ fn requests_do_what_the_standard_says() {
 /// Addresses that suit no `O_DIRECT`: a boot loader's.
 #[test]
 fn unaligned_buffers_are_served_under_direct_io() {
-    for engine in [EngineKind::Best, EngineKind::Threads] {
-        let served = Served::new(spec(), engine);
+    for (engine, key) in [
+        (EngineKind::Best, None),
+        (EngineKind::Threads, None),
+        (EngineKind::Best, Some(key())),
+        (EngineKind::Threads, Some(key())),
+    ] {
+        let cipher = key.as_ref().map(Cipher::new);
+        let served = Served::new(DiskSpec { key, ..spec() }, engine);
         let mut driver = Driver::new(&served.vhost(), Options::default());
         let content: Vec<u8> = (0..32768u32).map(|i| (i % 251) as u8).collect();
         served_write(&mut driver, &content);
@@ -177,6 +200,10 @@ fn unaligned_buffers_are_served_under_direct_io() {
         driver.request(T_FLUSH, 0, &mut []);
         let mut bytes = vec![0; 32768];
         served.volume().read_exact_at(&mut bytes, 64 * 512).unwrap();
+        assert_eq!(bytes == content, cipher.is_none());
+        if let Some(cipher) = cipher {
+            cipher.open(64 * 512, &mut bytes);
+        }
         assert!(bytes == content);
         drop(driver);
         served.stop();
@@ -190,7 +217,16 @@ fn served_write(driver: &mut Driver, content: &[u8]) {
 
 #[test]
 fn queues_work_side_by_side_at_full_depth() {
-    let served = Served::new(spec(), EngineKind::Best);
+    side_by_side(None);
+}
+
+#[test]
+fn queues_of_an_encrypted_volume_do_so_too() {
+    side_by_side(Some(key()));
+}
+
+fn side_by_side(key: Option<DiskKey>) {
+    let served = Served::new(DiskSpec { key, ..spec() }, EngineKind::Best);
     let mut driver = Driver::new(
         &served.vhost(),
         Options {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// The formats in which an image may arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -30,6 +31,28 @@ pub enum DiskTransport {
     Nbd,
 }
 
+/// What a volume's bytes are encrypted with: AES-256 in XTS mode (IEEE 1619-2018), a sector of 512 bytes being the data unit and its
+/// number in the volume the tweak. It is only ever in the memory of the daemon and of the volume's owner.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub struct DiskKey {
+    /// All files with this key: volumes, snapshots and clones that share blocks.
+    #[zeroize(skip)]
+    pub lineage: Uuid,
+    /// The key for data.
+    pub data: [u8; 32],
+    /// The key for tweaks; another one than for data.
+    pub tweak: [u8; 32],
+}
+
+/// Without the key.
+impl std::fmt::Debug for DiskKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DiskKey")
+            .field("lineage", &self.lineage)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The specification of one `allod disk` process: one volume, served to one guest.
 ///
 /// Descriptors are handed over at start, so that the child opens nothing by itself:
@@ -49,6 +72,9 @@ pub struct DiskSpec {
     /// How the guest's engine reaches it.
     #[serde(default)]
     pub transport: DiskTransport,
+    /// The file is encrypted with this. A specification with a key is never written to a file.
+    #[serde(default)]
+    pub key: Option<DiskKey>,
 }
 
 impl DiskSpec {

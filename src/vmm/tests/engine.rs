@@ -363,6 +363,7 @@ async fn the_monitor_is_locked_in() {
                 queues: 1,
                 direct: false,
                 transport: DiskTransport::Embedded,
+                key: None,
             },
             file: Arc::new(volume.reopen().unwrap()),
         }),

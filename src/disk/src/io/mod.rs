@@ -4,9 +4,12 @@
 //!                 Block ──submit──▶ Engine ─┬─▶ Ring     io_uring: restricted to what a disk needs, one fixed file
 //!                                           └─▶ Threads  preadv, pwritev, fdatasync, fallocate
 //! ```
+//! With a key, reads and writes go through a buffer, where they are encrypted ([`crate::crypt`]).
+//!
 //! Both keep the guest's memory alive while the kernel reads or writes it, go on after short transfers, and report
 //! `ENOSPC` as [`Outcome::Full`], so that a full pool makes writers wait.
 
+mod buffers;
 mod job;
 mod ring;
 mod threads;
@@ -26,6 +29,7 @@ use virtio::{
     memory::Memory,
 };
 
+use crate::crypt::Cipher;
 use job::{Alignment, Job};
 use ring::Ring;
 use threads::Threads;
@@ -45,6 +49,7 @@ pub enum EngineKind {
 pub struct Engine {
     alignment: Alignment,
     kind: Kind,
+    cipher: Option<Arc<Cipher>>,
     /// Jobs that ended before they were handed on.
     ended: Vec<Completion>,
 }
@@ -58,7 +63,18 @@ enum Kind {
 impl Engine {
     /// An engine for at most `depth` operations at once. `direct` asks for `O_DIRECT`, which is taken if the file can be read
     /// and written in sectors that way.
-    pub fn new(file: File, depth: u32, direct: bool, kind: EngineKind) -> io::Result<Self> {
+    ///
+    /// With a cipher, what is in the file is encrypted.
+    ///
+    /// # Errors
+    /// If the file cannot be used.
+    pub fn new(
+        file: File,
+        depth: u32,
+        direct: bool,
+        kind: EngineKind,
+        cipher: Option<Cipher>,
+    ) -> io::Result<Self> {
         let alignment = set_direct(&file, direct)?;
         let file = Arc::new(file);
         let kind = match kind {
@@ -74,6 +90,7 @@ impl Engine {
         Ok(Self {
             alignment,
             kind,
+            cipher: cipher.map(Arc::new),
             ended: Vec::new(),
         })
     }
@@ -111,7 +128,7 @@ impl BlockBackend for Engine {
         memory: &Arc<Memory>,
         durable: bool,
     ) {
-        let Ok(mut job) = Job::new(operation, buffers, memory, durable) else {
+        let Ok(mut job) = Job::new(operation, buffers, memory, durable, self.cipher.as_ref()) else {
             // The chain was checked against this very memory.
             self.ended.push(Completion {
                 token,

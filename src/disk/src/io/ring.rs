@@ -21,6 +21,7 @@ use io_uring::{
 use rustix::fs::FallocateFlags;
 use virtio::block::{Completion, Operation, Outcome};
 
+use super::buffers::Buffers;
 use super::job::{Job, PUNCH, ZERO, outcome, short};
 
 /// Submissions per system call.
@@ -37,6 +38,7 @@ pub(super) struct Ring {
     jobs: Vec<Option<Job>>,
     /// Not yet in the submission queue.
     waiting: VecDeque<u32>,
+    buffers: Buffers,
 }
 
 impl Ring {
@@ -73,6 +75,7 @@ impl Ring {
             file,
             jobs,
             waiting: VecDeque::new(),
+            buffers: Buffers::default(),
         })
     }
 
@@ -94,24 +97,29 @@ impl Ring {
 
     pub(super) fn kick(&mut self) {
         loop {
-            self.fill();
+            let stuck = !self.fill();
             match self.ring.submit() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Completions must be taken first (EBUSY), or memory is short (EAGAIN): the next round tries again.
                 Err(_) => return,
-                Ok(_) if self.waiting.is_empty() => return,
+                Ok(_) if stuck || self.waiting.is_empty() => return,
                 Ok(_) => {}
             }
         }
     }
 
-    /// Moves waiting jobs into the submission queue while there is room.
-    fn fill(&mut self) {
+    /// Moves waiting jobs into the submission queue while there is room. False: the next one waits for a buffer that a running
+    /// one has.
+    fn fill(&mut self) -> bool {
         let mut queue = self.ring.submission();
         while let Some(token) = self.waiting.pop_front() {
-            let Some(job) = self.jobs.get(token as usize).and_then(Option::as_ref) else {
+            let Some(job) = self.jobs.get_mut(token as usize).and_then(Option::as_mut) else {
                 continue;
             };
+            if !job.prepare(&mut self.buffers) {
+                self.waiting.push_front(token);
+                return false;
+            }
             let entry = entry(job).user_data(token.into());
             // SAFETY: the entry's segments belong to the job, which stays in `jobs`, and lead into guest memory, which the
             // job keeps mapped, until the kernel has reported the entry.
@@ -120,6 +128,7 @@ impl Ring {
                 break;
             }
         }
+        true
     }
 
     /// Let the kernel report what has ended, if it waits for a system call to do so.
@@ -140,13 +149,15 @@ impl Ring {
             let Some(job) = self.jobs.get_mut(token as usize).and_then(Option::as_mut) else {
                 continue;
             };
-            match progress(job, entry.result(), &self.file) {
+            match progress(job, entry.result(), &self.file, &mut self.buffers) {
                 Some(outcome) => {
+                    job.release(&mut self.buffers);
                     self.jobs[token as usize] = None;
                     done.push(Completion { token, outcome });
                 }
+                // Before all others: it may have a buffer, for which others wait.
                 None => {
-                    self.waiting.push_back(token);
+                    self.waiting.push_front(token);
                     again = true;
                 }
             }
@@ -230,11 +241,11 @@ fn allocate(offset: u64, len: u64, mode: FallocateFlags) -> squeue::Entry {
 }
 
 /// What a result of the kernel means for a job; `None`: it goes on.
-fn progress(job: &mut Job, result: i32, file: &File) -> Option<Outcome> {
+fn progress(job: &mut Job, result: i32, file: &File, buffers: &mut Buffers) -> Option<Outcome> {
     match (job.operation, result) {
         (Operation::Read { .. } | Operation::Write { .. }, 0) => Some(outcome(Err(short()))),
         (Operation::Read { .. } | Operation::Write { .. }, n) if n > 0 => {
-            job.advance(n as usize).then_some(Outcome::Done)
+            (job.advance(n as usize) && job.settle(buffers)).then_some(Outcome::Done)
         }
         (_, n) if n >= 0 => Some(Outcome::Done),
         (_, error) if error == -libc::EINTR || error == -libc::EAGAIN => None,

@@ -29,6 +29,7 @@ use rustix::net::{Shutdown, shutdown};
 use std::os::fd::AsFd;
 use tracing::{debug, info, warn};
 
+use crate::crypt::{Cipher, UNIT};
 use crate::serve::ServeError;
 
 /// Control connections at once: the daemon's, and that of its successor while it takes over.
@@ -41,6 +42,7 @@ struct Shared {
     /// The volume's size by now.
     size: AtomicU64,
     file: File,
+    cipher: Option<Cipher>,
     counters: Counters,
     /// A write waits for space in the pool.
     full: AtomicBool,
@@ -81,6 +83,7 @@ pub fn run(spec: DiskSpec, file: OwnedFd, socket: OwnedFd, control: OwnedFd) -> 
     info!(volume = %spec.id, engine = "nbd", "serving");
     let shared = Arc::new(Shared {
         size: AtomicU64::new(spec.size),
+        cipher: spec.key.as_ref().map(Cipher::new),
         spec,
         file,
         counters: Counters::default(),
@@ -176,6 +179,11 @@ fn converse(shared: &Shared, channel: &mut Channel, stop: &mut bool) -> bool {
 }
 
 impl Shared {
+    /// The least that can be read or written, in bytes, which all is a multiple of.
+    fn granularity(&self) -> u32 {
+        if self.cipher.is_some() { UNIT as u32 } else { 1 }
+    }
+
     fn client(&self) -> MutexGuard<'_, Option<UnixStream>> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -132,7 +132,7 @@ fn negotiate(reader: &mut impl Read, writer: &mut impl Write, shared: &Shared) -
                 size.extend(export(shared));
                 protocol::reply_option(writer, kind, reply::INFO, &size)?;
                 let mut blocks = info::BLOCK_SIZE.to_be_bytes().to_vec();
-                for bytes in [1u32, 4096, protocol::MAX_TRANSFER] {
+                for bytes in [shared.granularity(), 4096, protocol::MAX_TRANSFER] {
                     blocks.extend(bytes.to_be_bytes());
                 }
                 protocol::reply_option(writer, kind, reply::INFO, &blocks)?;
@@ -170,7 +170,11 @@ fn carry_out(request: &Request, data: &mut Vec<u8>, shared: &Shared) -> Result<(
         ..
     } = *request;
     let Shared {
-        spec, file, counters, ..
+        spec,
+        file,
+        cipher,
+        counters,
+        ..
     } = shared;
     let add = |counter: &AtomicU64, n: u64| counter.fetch_add(n, Ordering::Relaxed);
     let end = offset.checked_add(u64::from(length)).ok_or(error::EINVAL)?;
@@ -186,6 +190,11 @@ fn carry_out(request: &Request, data: &mut Vec<u8>, shared: &Shared) -> Result<(
             if spec.read_only && kind != command::READ {
                 return Err(error::EPERM);
             }
+            // A client was told so, and one that did not ask finds out.
+            let granularity = shared.granularity();
+            if !offset.is_multiple_of(granularity.into()) || !length.is_multiple_of(granularity) {
+                return Err(error::EINVAL);
+            }
         }
         command::FLUSH => {}
         _ => return Err(error::EINVAL),
@@ -198,11 +207,17 @@ fn carry_out(request: &Request, data: &mut Vec<u8>, shared: &Shared) -> Result<(
             data.resize(length as usize, 0);
             file.read_exact_at(data, offset)
                 .map_err(|e| failed(spec.id, &e))?;
+            if let Some(cipher) = cipher {
+                cipher.open(offset, data);
+            }
             add(&counters.reads, 1);
             add(&counters.read_bytes, u64::from(length));
             return Ok(());
         }
         command::WRITE => {
+            if let Some(cipher) = cipher {
+                cipher.seal(offset, data);
+            }
             patiently(shared, || file.write_all_at(data, offset))?;
             add(&counters.writes, 1);
             add(&counters.written_bytes, u64::from(length));

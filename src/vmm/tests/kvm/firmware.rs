@@ -58,6 +58,7 @@ fn disk(name: &str, bytes: &[u8]) -> Disk {
         queues: 1,
         direct: false,
         transport: DiskTransport::Embedded,
+        key: None,
     };
     let (geometry, storage) = storage::open(&spec, file.into()).unwrap();
     Disk {

@@ -40,6 +40,7 @@ fn disk(name: &str, bytes: u64, queues: u16, read_only: bool) -> (PlannedDisk, F
                 queues,
                 direct: false,
                 transport: DiskTransport::Embedded,
+                key: None,
             },
             file: Arc::new(file.try_clone().unwrap()),
         }),
