@@ -3,7 +3,8 @@
 //! A backup is one file. Zeros take no space in it, and a checksum ends it:
 //!
 //! ```text
-//! "allodbk1"                       8 bytes
+//! "allodbk2"                       8 bytes
+//! the lineage of its key           16 bytes, zeros where it is not encrypted ("allodbk1" has none)
 //! the volume's size                8 bytes, little-endian
 //! for each block of 64 KiB that is not all zeros, in order:
 //!     the block's number           8 bytes, little-endian
@@ -11,6 +12,8 @@
 //! 2^64 - 1                         8 bytes
 //! SHA-256 over all of the above    32 bytes
 //! ```
+//! A backup of an encrypted volume has the volume's bytes as they are, encrypted, and is of use while the lineage's key is there.
+//!
 //! It is written under another name, synced, and renamed: after a crash it is there whole or not at all. All calls block; they are
 //! idempotent, so a reconciler may repeat them.
 
@@ -20,14 +23,16 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use model::disk::{BackedUp, VolumeSource};
-use rustix::fs::{SeekFrom, seek};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::pool::{Pool, PoolError};
+use crate::pool::{Pool, PoolError, lineage};
+use crate::sparse::next_data;
 
-const MAGIC: &[u8; 8] = b"allodbk1";
+const MAGIC: &[u8; 8] = b"allodbk2";
+/// Of backups without a lineage.
+const FIRST_MAGIC: &[u8; 8] = b"allodbk1";
 const BLOCK: u64 = 64 * 1024;
 const END: u64 = u64::MAX;
 
@@ -64,6 +69,12 @@ pub enum BackupError {
         /// Why.
         error: io::Error,
     },
+}
+
+/// A backup that was read.
+struct Found {
+    lineage: Option<Uuid>,
+    summed: BackedUp,
 }
 
 /// A folder of backups.
@@ -126,11 +137,11 @@ impl Backups {
     pub fn create(&self, pool: &Pool, source: VolumeSource, id: Uuid) -> Result<BackedUp, BackupError> {
         let path = self.path(id);
         if path.exists() {
-            return self.read(id, u64::MAX, |_, _| Ok(()));
+            return Ok(self.read(id, u64::MAX, |_, _| Ok(()))?.summed);
         }
-        let moment = pool.moment(source)?;
+        let (moment, lineage) = pool.moment(source)?;
         let draft = path.with_extension("draft");
-        let written = self.write(&moment, &draft).and_then(|done| {
+        let written = self.write(&moment, lineage, &draft).and_then(|done| {
             fs::rename(&draft, &path)?;
             File::open(&self.folder)?.sync_all()?;
             Ok(done)
@@ -141,7 +152,7 @@ impl Backups {
         })
     }
 
-    fn write(&self, source: &File, draft: &Path) -> io::Result<BackedUp> {
+    fn write(&self, source: &File, lineage: Option<Uuid>, draft: &Path) -> io::Result<BackedUp> {
         let size = source.metadata()?.len();
         let file = OpenOptions::new()
             .write(true)
@@ -155,6 +166,7 @@ impl Backups {
             bytes: 0,
         };
         out.write_all(MAGIC)?;
+        out.write_all(lineage.unwrap_or_default().as_bytes())?;
         out.write_all(&size.to_le_bytes())?;
         let mut block = vec![0; BLOCK as usize];
         let mut at = 0;
@@ -191,16 +203,15 @@ impl Backups {
     pub fn restore(&self, pool: &Pool, id: Uuid, volume: Uuid) -> Result<(), BackupError> {
         let has = pool.volume_size(volume)?.ok_or(PoolError::NoVolume(volume))?;
         pool.replace_volume(volume, |file| {
-            self.read(id, has, |bytes, at| {
-                file.write_all_at(bytes, at).map_err(|error| match error.kind() {
-                    ErrorKind::StorageFull => PoolError::Full(pool.path().to_owned()).into(),
-                    _ => BackupError::Io {
-                        path: pool.volume_path(volume),
-                        error,
-                    },
-                })
-            })
-            .map(drop)
+            let failed = |error: io::Error| match error.kind() {
+                ErrorKind::StorageFull => PoolError::Full(pool.path().to_owned()).into(),
+                _ => BackupError::Io {
+                    path: pool.volume_path(volume),
+                    error,
+                },
+            };
+            let read = self.read(id, has, |bytes, at| file.write_all_at(bytes, at).map_err(failed))?;
+            lineage::set(file, read.lineage).map_err(failed)
         })
     }
 
@@ -210,29 +221,9 @@ impl Backups {
         id: Uuid,
         room: u64,
         mut block: impl FnMut(&[u8], u64) -> Result<(), BackupError>,
-    ) -> Result<BackedUp, BackupError> {
-        let path = self.path(id);
-        let file = File::open(&path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => BackupError::Missing(id),
-            _ => self.failed(&path, error),
-        })?;
-        let mut input = Summed {
-            inner: BufReader::with_capacity(1 << 20, file),
-            sum: Sha256::new(),
-            bytes: 0,
-        };
-        let short = |error: io::Error| match error.kind() {
-            ErrorKind::UnexpectedEof => BackupError::Damaged(id, "it ends too early"),
-            _ => BackupError::Io {
-                path: path.clone(),
-                error,
-            },
-        };
-        let mut magic = [0; 8];
-        input.take(&mut magic).map_err(short)?;
-        if magic != *MAGIC {
-            return Err(BackupError::Damaged(id, "it does not begin as one"));
-        }
+    ) -> Result<Found, BackupError> {
+        let short = |error| self.short(id, error);
+        let (mut input, lineage) = self.begin(id)?;
         let size = input.number().map_err(short)?;
         if size > room {
             return Err(BackupError::TooLarge { id, size, has: room });
@@ -259,11 +250,53 @@ impl Backups {
         if written != sum[..] {
             return Err(BackupError::Damaged(id, "its checksum differs"));
         }
-        Ok(BackedUp {
-            size,
-            stored,
-            sha256: hex(&sum),
+        let sha256 = hex(&sum);
+        Ok(Found {
+            lineage,
+            summed: BackedUp { size, stored, sha256 },
         })
+    }
+
+    /// The lineage of a backup's key; `None`: it is not encrypted.
+    ///
+    /// # Errors
+    /// If there is no such backup, or it does not begin as one.
+    pub fn lineage(&self, id: Uuid) -> Result<Option<Uuid>, BackupError> {
+        Ok(self.begin(id)?.1)
+    }
+
+    /// Reads what a backup begins with, up to its size.
+    fn begin(&self, id: Uuid) -> Result<(Summed<BufReader<File>>, Option<Uuid>), BackupError> {
+        let path = self.path(id);
+        let file = File::open(&path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => BackupError::Missing(id),
+            _ => self.failed(&path, error),
+        })?;
+        let mut input = Summed {
+            inner: BufReader::with_capacity(1 << 20, file),
+            sum: Sha256::new(),
+            bytes: 0,
+        };
+        let mut magic = [0; 8];
+        input.take(&mut magic).map_err(|error| self.short(id, error))?;
+        let mut lineage = [0; 16];
+        match &magic {
+            MAGIC => input.take(&mut lineage).map_err(|error| self.short(id, error))?,
+            FIRST_MAGIC => {}
+            _ => return Err(BackupError::Damaged(id, "it does not begin as one")),
+        }
+        let lineage = Uuid::from_bytes(lineage);
+        Ok((input, (!lineage.is_nil()).then_some(lineage)))
+    }
+
+    fn short(&self, id: Uuid, error: io::Error) -> BackupError {
+        match error.kind() {
+            ErrorKind::UnexpectedEof => BackupError::Damaged(id, "it ends too early"),
+            _ => BackupError::Io {
+                path: self.path(id),
+                error,
+            },
+        }
     }
 
     /// Removes a backup. None there: nothing happens.
@@ -319,20 +352,6 @@ impl<T: Read> Summed<T> {
         let mut bytes = [0; 8];
         self.take(&mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
-    }
-}
-
-/// Where the next data begin at or after `at`; none: only a hole follows.
-fn next_data(file: &File, at: u64, size: u64) -> io::Result<Option<u64>> {
-    if at >= size {
-        return Ok(None);
-    }
-    match seek(file, SeekFrom::Data(at)) {
-        Ok(found) => Ok(Some(found.max(at)).filter(|found| *found < size)),
-        Err(rustix::io::Errno::NXIO) => Ok(None),
-        // A filesystem without holes.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(Some(at)),
-        Err(error) => Err(error.into()),
     }
 }
 

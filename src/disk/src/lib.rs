@@ -16,6 +16,7 @@ mod io;
 mod nbd;
 pub mod pool;
 mod serve;
+mod sparse;
 
 pub use io::{Engine, EngineKind};
 pub use serve::{ServeError, open, run, run_with};

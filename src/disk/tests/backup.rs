@@ -5,8 +5,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use disk::backup::{BackupError, Backups};
+use disk::crypt::Cipher;
 use disk::pool::{Pool, PoolError, PoolOptions};
-use model::disk::VolumeSource;
+use model::disk::{DiskKey, VolumeSource};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -41,7 +42,7 @@ impl Fixture {
 
     fn volume(&self, size: u64) -> Uuid {
         let id = Uuid::new_v4();
-        self.pool().create_volume(id, size).unwrap();
+        self.pool().create_volume(id, size, None).unwrap();
         id
     }
 
@@ -76,13 +77,13 @@ fn snapshots_keep_the_bytes_of_their_moment() {
     pool.snapshot_volume(volume, snapshot).unwrap();
     let clone = Uuid::new_v4();
     for _ in 0..2 {
-        pool.clone_volume(clone, VolumeSource::Snapshot(snapshot), 2 * SIZE)
+        pool.clone_volume(clone, VolumeSource::Snapshot(snapshot), 2 * SIZE, None)
             .unwrap();
     }
     assert_eq!(&fixture.bytes(clone)[4096..4102], b"before");
     assert_eq!(fixture.bytes(clone).len() as u64, 2 * SIZE);
     let copy = Uuid::new_v4();
-    pool.clone_volume(copy, VolumeSource::Volume(volume), SIZE)
+    pool.clone_volume(copy, VolumeSource::Volume(volume), SIZE, None)
         .unwrap();
     assert_eq!(&fixture.bytes(copy)[4096..4102], b"after!");
     for _ in 0..2 {
@@ -90,7 +91,7 @@ fn snapshots_keep_the_bytes_of_their_moment() {
     }
     assert_eq!(&fixture.bytes(volume)[4096..4102], b"before");
     let image = Uuid::new_v4();
-    let (size, allocated) = pool.image_from_volume(volume, image).unwrap();
+    let (size, allocated) = pool.image_from_volume(volume, image, None).unwrap();
     assert_eq!(size, SIZE);
     assert!(allocated < SIZE);
     assert_eq!(&fs::read(pool.image_path(image)).unwrap()[4096..4102], b"before");
@@ -104,9 +105,129 @@ fn snapshots_keep_the_bytes_of_their_moment() {
         "clones do not need it"
     );
     assert!(matches!(
-        pool.clone_volume(Uuid::new_v4(), VolumeSource::Snapshot(snapshot), SIZE),
+        pool.clone_volume(Uuid::new_v4(), VolumeSource::Snapshot(snapshot), SIZE, None),
         Err(PoolError::NoSnapshot(_))
     ));
+}
+
+fn key(lineage: u128) -> DiskKey {
+    DiskKey {
+        lineage: Uuid::from_u128(lineage),
+        data: [lineage as u8; 32],
+        tweak: [!lineage as u8; 32],
+    }
+}
+
+/// An encrypted volume's life: of an image, snapshots, clones, backups, an image again; always with its own key, and without it never.
+#[test]
+fn what_is_encrypted_stays_so_wherever_its_bytes_go() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool();
+    let (mine, other) = (key(1), key(2));
+    // Data, a hole, data that end within a sector.
+    let mut content = vec![0; (3 << 20) + 1000];
+    content[..1 << 20].fill(0x5a);
+    content[(2 << 20) + 700..].fill(0x5b);
+    let image = Uuid::new_v4();
+    let draft = pool.draft_image(image).unwrap();
+    draft.file().write_all_at(&content, 0).unwrap();
+    draft.keep().unwrap();
+    content.resize((3 << 20) + 1024, 0);
+
+    let (first, second, theirs) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
+    for (volume, key) in [(first, &mine), (second, &mine), (theirs, &other)] {
+        pool.clone_volume(volume, VolumeSource::Image(image), SIZE, Some(key))
+            .unwrap();
+        assert_eq!(
+            pool.lineage(VolumeSource::Volume(volume)).unwrap(),
+            Some(key.lineage)
+        );
+    }
+    assert_eq!(pool.list_sealed().unwrap(), [mine.lineage, other.lineage]);
+    let plain = |bytes: &[u8], key: &DiskKey| {
+        let mut bytes = bytes.to_vec();
+        Cipher::new(key).open(0, &mut bytes);
+        bytes
+    };
+    let bytes = fixture.bytes(first);
+    assert!(
+        !bytes
+            .windows(32)
+            .any(|part| part == [0x5a; 32] || part == [0x5b; 32])
+    );
+    assert!(plain(&bytes, &mine)[..content.len()] == content);
+    assert!(bytes == fixture.bytes(second), "clones share blocks");
+    assert!(bytes != fixture.bytes(theirs), "other keys, other bytes");
+    assert!(plain(&fixture.bytes(theirs), &other)[..content.len()] == content);
+    let blocks = fs::metadata(pool.volume_path(first)).unwrap().blocks();
+    assert!(blocks * 512 < 3 << 20, "the hole takes space: {blocks}");
+
+    let (snapshot, clone) = (Uuid::new_v4(), Uuid::new_v4());
+    pool.snapshot_volume(first, snapshot).unwrap();
+    pool.clone_volume(clone, VolumeSource::Snapshot(snapshot), SIZE, Some(&other))
+        .unwrap();
+    assert_eq!(
+        pool.lineage(VolumeSource::Volume(clone)).unwrap(),
+        Some(mine.lineage),
+        "the snapshot's"
+    );
+    let backup = Uuid::new_v4();
+    fixture
+        .backups
+        .create(pool, VolumeSource::Snapshot(snapshot), backup)
+        .unwrap();
+    assert_eq!(fixture.backups.lineage(backup).unwrap(), Some(mine.lineage));
+    let stored = fs::read(fixture.backups.path(backup)).unwrap();
+    assert!(!stored.windows(32).any(|part| part == [0x5a; 32]));
+    // Into a volume of another key: it is of the backup's from then on.
+    fixture.backups.restore(pool, backup, theirs).unwrap();
+    let lineage = pool.lineage(VolumeSource::Volume(theirs)).unwrap();
+    assert_eq!(lineage, Some(mine.lineage));
+    assert!(plain(&fixture.bytes(theirs), &mine)[..content.len()] == content);
+    fixture.write(clone, &[1; 512], 0);
+    pool.revert_volume(clone, snapshot).unwrap();
+    assert!(fixture.bytes(clone) == bytes);
+
+    let made = Uuid::new_v4();
+    for wrong in [None, Some(&other)] {
+        let error = pool.image_from_volume(first, made, wrong).unwrap_err();
+        assert!(
+            matches!(error, PoolError::NoKey { lineage, .. } if lineage == mine.lineage),
+            "{error}"
+        );
+        assert!(!pool.image_path(made).exists());
+    }
+    let (size, allocated) = pool.image_from_volume(first, made, Some(&mine)).unwrap();
+    assert_eq!(size, SIZE);
+    assert!(allocated < 3 << 20, "{allocated}");
+    assert!(fs::read(pool.image_path(made)).unwrap()[..content.len()] == content);
+
+    pool.delete_sealed(mine.lineage).unwrap();
+    assert_eq!(pool.list_sealed().unwrap(), [other.lineage]);
+    assert!(fixture.bytes(first) == bytes);
+}
+
+#[test]
+fn backups_of_the_first_kind_are_read() {
+    let fixture = Fixture::new();
+    let volume = fixture.volume(SIZE);
+    fixture.write(volume, b"old", 5 << 20);
+    let id = Uuid::new_v4();
+    fixture
+        .backups
+        .create(fixture.pool(), VolumeSource::Volume(volume), id)
+        .unwrap();
+    let path = fixture.backups.path(id);
+    let new = fs::read(&path).unwrap();
+    let mut old = b"allodbk1".to_vec();
+    old.extend(&new[24..new.len() - 32]);
+    let sum = <sha2::Sha256 as sha2::Digest>::digest(&old);
+    old.extend(sum);
+    fs::write(&path, old).unwrap();
+    fixture.write(volume, b"new", 5 << 20);
+    fixture.backups.restore(fixture.pool(), id, volume).unwrap();
+    assert_eq!(fixture.bytes(volume)[5 << 20..][..3], *b"old");
+    assert_eq!(fixture.backups.lineage(id).unwrap(), None);
 }
 
 #[test]

@@ -68,11 +68,11 @@ fn volumes_live_from_clone_to_delete_and_survive_restarts() {
     let id = Uuid::new_v4();
     fixture
         .pool()
-        .clone_volume(id, VolumeSource::Image(image), 64 << 20)
+        .clone_volume(id, VolumeSource::Image(image), 64 << 20, None)
         .unwrap();
     fixture
         .pool()
-        .clone_volume(id, VolumeSource::Image(image), 64 << 20)
+        .clone_volume(id, VolumeSource::Image(image), 64 << 20, None)
         .unwrap();
     let used = before.free - fixture.pool().usage().unwrap().free;
     assert!(used < 1 << 20, "a clone shares its blocks: {used} bytes used");
@@ -121,15 +121,15 @@ fn what_makes_no_sense_is_refused() {
     );
     let id = Uuid::new_v4();
     assert!(matches!(
-        pool.create_volume(id, 1000),
+        pool.create_volume(id, 1000, None),
         Err(PoolError::Unaligned(1000))
     ));
     assert!(matches!(
-        pool.clone_volume(id, VolumeSource::Image(image), 512),
+        pool.clone_volume(id, VolumeSource::Image(image), 512, None),
         Err(PoolError::TooSmall { least: 1024, .. })
     ));
     assert!(matches!(
-        pool.clone_volume(id, VolumeSource::Image(id), 512),
+        pool.clone_volume(id, VolumeSource::Image(id), 512, None),
         Err(PoolError::NoImage(_))
     ));
     assert!(matches!(
@@ -137,9 +137,9 @@ fn what_makes_no_sense_is_refused() {
         Err(PoolError::NoVolume(_))
     ));
     assert!(matches!(pool.grow_volume(id, 512), Err(PoolError::NoVolume(_))));
-    pool.create_volume(id, 1 << 20).unwrap();
+    pool.create_volume(id, 1 << 20, None).unwrap();
     assert!(matches!(
-        pool.create_volume(id, 2 << 20),
+        pool.create_volume(id, 2 << 20, None),
         Err(PoolError::Differs { .. })
     ));
     assert!(matches!(
@@ -160,7 +160,7 @@ fn a_new_volume_never_shows_old_data() {
     let pool = fixture.pool();
     let secret = vec![0x5e; 200 << 20];
     let old = Uuid::new_v4();
-    pool.create_volume(old, secret.len() as u64).unwrap();
+    pool.create_volume(old, secret.len() as u64, None).unwrap();
     pool.open_volume(old, false, false)
         .unwrap()
         .write_all_at(&secret, 0)
@@ -169,7 +169,7 @@ fn a_new_volume_never_shows_old_data() {
     pool.delete_volume(old).unwrap();
 
     let new = Uuid::new_v4();
-    pool.create_volume(new, secret.len() as u64).unwrap();
+    pool.create_volume(new, secret.len() as u64, None).unwrap();
     let file = pool.open_volume(new, false, false).unwrap();
     rustix::fs::fallocate(
         &file,

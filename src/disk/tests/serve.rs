@@ -396,7 +396,7 @@ fn a_full_pool_makes_writers_wait() {
     };
     let pool = disk::pool::Pool::open_or_create(&options).unwrap();
     let id = Uuid::new_v4();
-    pool.create_volume(id, SIZE).unwrap();
+    pool.create_volume(id, SIZE, None).unwrap();
     let ballast = pool.draft_image(Uuid::new_v4()).unwrap();
     fill(ballast.file());
 

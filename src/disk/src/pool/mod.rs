@@ -8,6 +8,7 @@
 //! <pool>/images/<id>.raw     images, never written after they appear
 //! <pool>/volumes/<id>.raw    volumes
 //! <pool>/snapshots/<id>.raw  volumes as they were, never written after they appear
+//! <pool>/sealed/<id>.raw     images as a lineage has them: encrypted with its key, to be cloned
 //! <pool>/tmp/                whatever is being made; emptied at start
 //! <pool>.xfs                 the filesystem's file, where one was needed
 //! ```
@@ -15,6 +16,7 @@
 //! Every file is made under `tmp`, synced, renamed into place, and the directory is synced: after a crash it is there whole or
 //! not at all. All calls block; they are idempotent, so a reconciler may repeat them.
 
+pub mod lineage;
 mod mount;
 
 use std::{
@@ -24,7 +26,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use model::disk::{PoolUsage, VolumeSource};
+use model::disk::{DiskKey, PoolUsage, VolumeSource};
 use rustix::fs::{ioctl_ficlone, statvfs};
 use thiserror::Error;
 use uuid::Uuid;
@@ -68,6 +70,14 @@ pub enum PoolError {
     /// Sizes are multiples of 512 bytes.
     #[error("{0} bytes are not a multiple of 512")]
     Unaligned(u64),
+    /// What is there is encrypted, and the key was not given.
+    #[error("{} is encrypted with the key of lineage {lineage}, which is not at hand", .path.display())]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+        /// Its lineage.
+        lineage: Uuid,
+    },
     /// A program is missing or failed.
     #[error("{0}")]
     Tool(String),
@@ -141,7 +151,7 @@ impl Pool {
         // Volumes and images are the daemon's alone.
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(at(path))?;
         let pool = Self { path: path.clone() };
-        for name in ["images", "volumes", "snapshots", "tmp"] {
+        for name in ["images", "sealed", "volumes", "snapshots", "tmp"] {
             let dir = path.join(name);
             fs::create_dir_all(&dir).map_err(at(&dir))?;
         }
@@ -160,30 +170,79 @@ impl Pool {
         &self.path
     }
 
-    /// Makes an empty volume, which reads as zeros.
-    pub fn create_volume(&self, id: Uuid, size: u64) -> Result<(), PoolError> {
+    /// Makes an empty volume, which reads as zeros, of a lineage if it is to be encrypted.
+    pub fn create_volume(&self, id: Uuid, size: u64, lineage: Option<Uuid>) -> Result<(), PoolError> {
         if self.exists_with(id, size)? {
             return Ok(());
         }
-        self.make(&self.volume_path(id), |file| file.set_len(size))
+        self.make(&self.volume_path(id), |file| {
+            lineage::set(file, lineage)?;
+            file.set_len(size)
+        })
     }
 
     /// Makes a volume of `size` bytes that begins with the source's bytes and shares its blocks. Of a volume that is
     /// written to at the same time it gets the bytes of one moment.
-    pub fn clone_volume(&self, id: Uuid, source: VolumeSource, size: u64) -> Result<(), PoolError> {
+    ///
+    /// With a key, one of an image is encrypted: the first one of the key's lineage has the image copied for all of them. A
+    /// volume's and a snapshot's clone is of their lineage, whatever key is given.
+    pub fn clone_volume(
+        &self,
+        id: Uuid,
+        source: VolumeSource,
+        size: u64,
+        key: Option<&DiskKey>,
+    ) -> Result<(), PoolError> {
         if self.exists_with(id, size)? {
             return Ok(());
         }
-        let Some((source, least)) = self.source(source)? else {
-            return self.create_volume(id, size);
+        let (source, least) = match (source, key) {
+            (VolumeSource::Image(image), Some(key)) => self.sealed_image(image, key)?,
+            _ => match self.source(source)? {
+                Some(found) => found,
+                None => return self.create_volume(id, size, key.map(|key| key.lineage)),
+            },
         };
         if size < least {
             return Err(PoolError::TooSmall { asked: size, least });
         }
-        self.make(&self.volume_path(id), |file| {
-            ioctl_ficlone(file, &source)?;
-            file.set_len(size)
-        })
+        self.make(&self.volume_path(id), |file| clone(&source, file, size))
+    }
+
+    /// An image as this key's lineage has it, and its size; made when it is first asked for.
+    fn sealed_image(&self, image: Uuid, key: &DiskKey) -> Result<(File, u64), PoolError> {
+        let path = self.sealed_path(key.lineage);
+        if !path.exists() {
+            let Some((plain, _)) = self.source(VolumeSource::Image(image))? else {
+                return Err(PoolError::NoImage(image));
+            };
+            self.make(&path, |file| lineage::seal(&plain, file, key))?;
+        }
+        let file = File::open(&path).map_err(at(&path))?;
+        let size = file.metadata().map_err(at(&path))?.len();
+        Ok((file, size))
+    }
+
+    /// Removes a lineage's image. Volumes that were cloned from it keep their bytes. None there: nothing happens.
+    pub fn delete_sealed(&self, lineage: Uuid) -> Result<(), PoolError> {
+        self.delete(&self.sealed_path(lineage))
+    }
+
+    /// Lineages that have an image.
+    pub fn list_sealed(&self) -> Result<Vec<Uuid>, PoolError> {
+        self.list("sealed")
+    }
+
+    fn sealed_path(&self, lineage: Uuid) -> PathBuf {
+        self.path.join("sealed").join(format!("{lineage}.raw"))
+    }
+
+    /// The lineage of a source's file; `None`: it is not encrypted.
+    pub fn lineage(&self, source: VolumeSource) -> Result<Option<Uuid>, PoolError> {
+        match self.source(source)? {
+            Some((file, _)) => lineage::of(&file).map_err(at(&self.path)),
+            None => Ok(None),
+        }
     }
 
     /// Keeps a volume's bytes of this moment under the snapshot's id. There already: nothing happens.
@@ -204,19 +263,45 @@ impl Pool {
             .map(drop)
     }
 
-    /// Makes an image of a volume's bytes of this moment, and returns its size and what of it is allocated.
-    pub fn image_from_volume(&self, volume: Uuid, image: Uuid) -> Result<(u64, u64), PoolError> {
-        self.clone_to(&self.image_path(image), VolumeSource::Volume(volume), None)
+    /// Makes an image of a volume's bytes of this moment, and returns its size and what of it is allocated. An image is not
+    /// encrypted: a volume that is must be given with its key, and is copied.
+    pub fn image_from_volume(
+        &self,
+        volume: Uuid,
+        image: Uuid,
+        key: Option<&DiskKey>,
+    ) -> Result<(u64, u64), PoolError> {
+        let source = VolumeSource::Volume(volume);
+        let to = self.image_path(image);
+        let (moment, lineage) = self.moment(source)?;
+        match (lineage, key) {
+            (None, _) => return self.clone_to(&to, source, None),
+            (Some(lineage), Some(key)) if key.lineage == lineage => {
+                self.make(&to, |file| lineage::unseal(&moment, file, key))?;
+            }
+            (Some(lineage), _) => {
+                let path = self.volume_path(volume);
+                return Err(PoolError::NoKey { path, lineage });
+            }
+        }
+        let metadata = fs::metadata(&to).map_err(at(&to))?;
+        let size = metadata.len();
+        Ok((size, metadata.blocks().saturating_mul(512).min(size)))
     }
 
-    /// An unnamed copy of a source's bytes of this moment, to be read at leisure. It goes when it is closed.
-    pub fn moment(&self, source: VolumeSource) -> Result<File, PoolError> {
+    /// An unnamed copy of a source's bytes of this moment, to be read at leisure, and its lineage. It goes when it is closed.
+    pub fn moment(&self, source: VolumeSource) -> Result<(File, Option<Uuid>), PoolError> {
         let (path, file) = self.scratch()?;
         let removed = fs::remove_file(&path).map_err(at(&path));
+        let mut lineage = None;
         if let Some((source, _)) = self.source(source)? {
-            ioctl_ficlone(&file, &source).map_err(|error| self.error(&path, error.into()))?;
+            let cloned = lineage::of(&source).and_then(|of| {
+                ioctl_ficlone(&file, &source)?;
+                Ok(of)
+            });
+            lineage = cloned.map_err(|error| self.error(&path, error))?;
         }
-        removed.map(|()| file)
+        removed.map(|()| (file, lineage))
     }
 
     /// Fills a new file of the volume's size, and puts it in the volume's place, whole or not at all. Whoever has the volume open
@@ -263,10 +348,7 @@ impl Pool {
         if size < least {
             return Err(PoolError::TooSmall { asked: size, least });
         }
-        self.make(to, |file| {
-            ioctl_ficlone(file, &source)?;
-            file.set_len(size)
-        })?;
+        self.make(to, |file| clone(&source, file, size))?;
         let blocks = fs::metadata(to).map_err(at(to))?.blocks();
         Ok((size, blocks.saturating_mul(512).min(size)))
     }
@@ -499,6 +581,14 @@ impl Drop for ImageDraft {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Makes an empty file a clone, with the source's lineage, and grows it.
+fn clone(source: &File, file: &File, size: u64) -> io::Result<()> {
+    // A snapshot of an encrypted volume that does not say so would be read as it is.
+    lineage::set(file, lineage::of(source)?)?;
+    ioctl_ficlone(file, source)?;
+    file.set_len(size)
 }
 
 /// Beside the directory, never in it: the mount hides what is in it.
