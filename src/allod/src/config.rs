@@ -76,6 +76,10 @@ pub struct Storage {
     pub loop_pool_preallocate: bool,
     /// The folder of volumes' backups, best on another disk; by default `backups` below the state directory.
     pub backups: Option<PathBuf>,
+    /// Encrypt new volumes, each with a key of its image's or its own.
+    pub encrypt: bool,
+    /// After so many days the keys that encrypt volumes' keys are exchanged.
+    pub key_days: u32,
 }
 
 impl Default for Storage {
@@ -86,6 +90,8 @@ impl Default for Storage {
             loop_pool_gib: None,
             loop_pool_preallocate: true,
             backups: None,
+            encrypt: true,
+            key_days: 90,
         }
     }
 }

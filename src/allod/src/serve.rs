@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use cloud::Cloud;
 #[cfg(feature = "simulated")]
 use cloud::driver::Capacity;
-use cloud::driver::Drivers;
+use cloud::driver::{DiskKeys, Drivers};
 use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -55,7 +55,8 @@ async fn run(config: Config, state: StateDir, listener: TcpListener, started: In
     })
     .await
     .context("the database cannot be opened")?;
-    let (drivers, _node) = drivers(&config, &state).await?;
+    let keys = cloud::encryption::Keyring::new(store.clone(), identity.clone());
+    let (drivers, _node) = drivers(&config, &state, Arc::new(keys)).await?;
     let cloud = Arc::new(Cloud {
         store,
         config: rules(&config, &state),
@@ -83,6 +84,7 @@ async fn run(config: Config, state: StateDir, listener: TcpListener, started: In
         cloud::network::spawn(cloud.clone()),
         cloud::compute::spawn_with(cloud.clone(), settings),
         cloud::volume::spawn(cloud.clone()),
+        cloud::encryption::spawn(cloud.clone()),
     ];
 
     let shutdown = CancellationToken::new();
@@ -107,7 +109,11 @@ async fn run(config: Config, state: StateDir, listener: TcpListener, started: In
 }
 
 /// This node's hands. The node lives as long as they are used.
-async fn drivers(config: &Config, state: &StateDir) -> Result<(Drivers, Option<Node>)> {
+async fn drivers(
+    config: &Config,
+    state: &StateDir,
+    keys: Arc<dyn DiskKeys>,
+) -> Result<(Drivers, Option<Node>)> {
     #[cfg(feature = "simulated")]
     if config.compute.engine == config::Engine::Simulated {
         let mut simulated = cloud::testing::Remembering::new(state.path("images"));
@@ -125,7 +131,7 @@ async fn drivers(config: &Config, state: &StateDir) -> Result<(Drivers, Option<N
         return Ok((drivers, None));
     }
     let _ = state;
-    let node = Node::open(node_options(config)).await?;
+    let node = Node::open(node_options(config), keys).await?;
     Ok((node.drivers(), Some(node)))
 }
 
@@ -203,6 +209,8 @@ fn rules(config: &Config, state: &StateDir) -> cloud::Config {
             lockout: std::time::Duration::from_secs(config.identity.lockout_seconds),
             managed_roles: config.identity.managed_roles.clone(),
         },
+        encrypt_volumes: config.storage.encrypt,
+        key_lifetime: std::time::Duration::from_secs(u64::from(config.storage.key_days) * 86_400),
     }
 }
 

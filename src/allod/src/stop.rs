@@ -1,8 +1,11 @@
 //! `allod stop`: ends everything on this node.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, bail};
+use cloud::driver::{DiskKeys, DriverError};
+use model::disk::DiskKey;
 use nix::sys::signal::{Signal, kill};
 
 use crate::config::Config;
@@ -15,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Ends the daemon if it runs, then guests, switch and disks, and takes back what was changed on the host: TAPs, rules, mounts.
 /// Volumes, images and the database stay. Nothing there: nothing happens.
-pub fn stop(config: &Config) -> Result<()> {
+pub fn stop(config: &Config) -> anyhow::Result<()> {
     if !config.storage.dir.exists() {
         return Ok(());
     }
@@ -25,15 +28,27 @@ pub fn stop(config: &Config) -> Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let node = Node::open(node_options(config)).await?;
+        let node = Node::open(node_options(config), Arc::new(NoKeys)).await?;
         node.tear_down(TEAR_DOWN).await
     })?;
     drop(state);
     Ok(())
 }
 
+/// Nothing is opened on the way down.
+struct NoKeys;
+
+#[async_trait::async_trait]
+impl DiskKeys for NoKeys {
+    async fn disk_key(&self, lineage: uuid::Uuid, _: &str) -> Result<DiskKey, DriverError> {
+        Err(DriverError::Failed(format!(
+            "the node is being stopped: the key of lineage {lineage} is not had any more"
+        )))
+    }
+}
+
 /// The state directory, once no daemon serves it.
-fn end_daemon(config: &Config) -> Result<StateDir> {
+fn end_daemon(config: &Config) -> anyhow::Result<StateDir> {
     let deadline = Instant::now() + PATIENCE;
     let mut told = None;
     loop {

@@ -35,6 +35,10 @@ pub struct Config {
     pub mtu: u16,
     /// Accounts and passwords.
     pub accounts: Accounts,
+    /// New volumes are encrypted.
+    pub encrypt_volumes: bool,
+    /// After this time a domain's or a project's key of disks is exchanged.
+    pub key_lifetime: Duration,
 }
 
 /// What the operator asks of accounts and passwords.

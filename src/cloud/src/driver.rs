@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use model::disk::{BackedUp, Converted, ImageFormat, PoolUsage};
+use model::disk::{BackedUp, Converted, DiskKey, ImageFormat, PoolUsage};
 use model::machine::{Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
 use model::net::{SwitchStatus, Tables};
 use tokio::sync::broadcast;
@@ -100,8 +100,17 @@ pub trait Disks: Send + Sync {
     fn image_path(&self, image: Uuid) -> PathBuf;
     /// Remove an image's bytes.
     async fn delete_image(&self, image: Uuid) -> Result<(), DriverError>;
-    /// Make a volume of this many bytes; from a source it is a clone, grown to the size.
-    async fn create_volume(&self, volume: Uuid, size: u64, source: VolumeSource) -> Result<(), DriverError>;
+    /// Make a volume of this many bytes; from a source it is a clone, grown to the size. An empty one, or one of an image, is encrypted
+    /// with the key of the lineage, if there is one ([`DiskKeys`]); another volume's or a snapshot's clone with theirs.
+    async fn create_volume(
+        &self,
+        volume: Uuid,
+        size: u64,
+        source: VolumeSource,
+        lineage: Option<Uuid>,
+    ) -> Result<(), DriverError>;
+    /// Nothing of this lineage is left: remove what was kept for its next volume.
+    async fn delete_lineage(&self, lineage: Uuid) -> Result<(), DriverError>;
     /// Make a volume larger, also while a guest has it; [`Machines::resize_disk`] tells the guest.
     async fn grow_volume(&self, volume: Uuid, size: u64) -> Result<(), DriverError>;
     /// Keep a volume's bytes as they are now, also while a guest writes to it.
@@ -127,6 +136,13 @@ pub trait Disks: Send + Sync {
     async fn list_volumes(&self) -> Result<Vec<Uuid>, DriverError>;
     /// Space.
     async fn usage(&self) -> Result<PoolUsage, DriverError>;
+}
+
+/// Where the node gets the keys of encrypted volumes; it keeps none.
+#[async_trait]
+pub trait DiskKeys: Send + Sync {
+    /// The key of a lineage. `purpose` is told in the audit.
+    async fn disk_key(&self, lineage: Uuid, purpose: &str) -> Result<DiskKey, DriverError>;
 }
 
 /// The virtual switch of this node.

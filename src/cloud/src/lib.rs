@@ -15,6 +15,7 @@ pub mod testing;
 pub mod worker;
 
 pub mod compute;
+pub mod encryption;
 pub mod identity;
 pub mod image;
 pub mod network;

@@ -44,4 +44,9 @@ pub const STEPS: &[Step] = &[
         name: "compute: what servers start with",
         sql: crate::compute::SCHEMA_BOOT,
     },
+    Step {
+        number: 9,
+        name: "encryption",
+        sql: crate::encryption::SCHEMA,
+    },
 ];

@@ -55,6 +55,8 @@ pub async fn cloud_at(public_url: &str) -> TestCloud {
             unique_last_passwords: 2,
             ..Default::default()
         },
+        encrypt_volumes: true,
+        key_lifetime: std::time::Duration::from_secs(90 * 86400),
     };
     let drivers = Arc::new(Remembering::new(dir.path().join("images")));
     let identity = Arc::new(
@@ -146,6 +148,8 @@ pub struct Remembered {
     pub backups: BTreeMap<Uuid, u64>,
     /// Images.
     pub images: BTreeSet<Uuid>,
+    /// The lineages of volumes, snapshots and backups that are encrypted.
+    pub lineages: BTreeMap<Uuid, Uuid>,
     /// The switch's tables.
     pub tables: Option<Arc<Tables>>,
     /// Calls in their order, such as `start <id>`.
@@ -154,6 +158,16 @@ pub struct Remembered {
     pub fail: Vec<(&'static str, DriverError)>,
     /// Long calls do not come back.
     pub hang: bool,
+}
+
+impl Remembered {
+    /// A file is of this lineage from now on, or of none.
+    fn follow(&mut self, file: Uuid, lineage: Option<Uuid>) {
+        match lineage {
+            Some(lineage) => self.lineages.insert(file, lineage),
+            None => self.lineages.remove(&file),
+        };
+    }
 }
 
 impl Remembering {
@@ -368,7 +382,13 @@ impl Disks for Remembering {
         Ok(())
     }
 
-    async fn create_volume(&self, volume: Uuid, size: u64, source: VolumeSource) -> Result<(), DriverError> {
+    async fn create_volume(
+        &self,
+        volume: Uuid,
+        size: u64,
+        source: VolumeSource,
+        lineage: Option<Uuid>,
+    ) -> Result<(), DriverError> {
         drop(self.call("create_volume", volume)?);
         let least = self.source_size(source)?;
         if size < least {
@@ -376,7 +396,18 @@ impl Disks for Remembering {
                 "{size} bytes are too few: {least} are needed"
             )));
         }
-        self.state().volumes.entry(volume).or_insert((size, source));
+        let mut state = self.state();
+        state.volumes.entry(volume).or_insert((size, source));
+        let lineage = match source {
+            VolumeSource::Empty | VolumeSource::Image(_) => lineage,
+            VolumeSource::Volume(from) | VolumeSource::Snapshot(from) => state.lineages.get(&from).copied(),
+        };
+        state.follow(volume, lineage);
+        Ok(())
+    }
+
+    async fn delete_lineage(&self, lineage: Uuid) -> Result<(), DriverError> {
+        drop(self.call("delete_lineage", lineage)?);
         Ok(())
     }
 
@@ -391,17 +422,24 @@ impl Disks for Remembering {
     async fn snapshot_volume(&self, volume: Uuid, snapshot: Uuid) -> Result<(), DriverError> {
         drop(self.call("snapshot_volume", snapshot)?);
         let size = self.source_size(VolumeSource::Volume(volume))?;
-        self.state().snapshots.insert(snapshot, size);
+        let mut state = self.state();
+        state.snapshots.insert(snapshot, size);
+        let lineage = state.lineages.get(&volume).copied();
+        state.follow(snapshot, lineage);
         Ok(())
     }
 
     async fn revert_volume(&self, volume: Uuid, snapshot: Uuid) -> Result<(), DriverError> {
-        let state = self.call("revert_volume", volume)?;
+        let mut state = self.call("revert_volume", volume)?;
         match (
             state.volumes.contains_key(&volume),
             state.snapshots.contains_key(&snapshot),
         ) {
-            (true, true) => Ok(()),
+            (true, true) => {
+                let lineage = state.lineages.get(&snapshot).copied();
+                state.follow(volume, lineage);
+                Ok(())
+            }
             _ => Err(DriverError::Failed(format!(
                 "{volume} or {snapshot} is not there"
             ))),
@@ -419,7 +457,12 @@ impl Disks for Remembering {
         drop(self.call("back_up", backup)?);
         self.take_long().await;
         let size = self.source_size(source)?;
-        self.state().backups.insert(backup, size);
+        let mut state = self.state();
+        state.backups.insert(backup, size);
+        if let VolumeSource::Volume(from) | VolumeSource::Snapshot(from) = source {
+            let lineage = state.lineages.get(&from).copied();
+            state.follow(backup, lineage);
+        }
         Ok(BackedUp {
             size,
             stored: 0,
@@ -428,9 +471,13 @@ impl Disks for Remembering {
     }
 
     async fn restore_backup(&self, backup: Uuid, volume: Uuid) -> Result<(), DriverError> {
-        let state = self.call("restore_backup", volume)?;
+        let mut state = self.call("restore_backup", volume)?;
         match (state.backups.get(&backup), state.volumes.get(&volume)) {
-            (Some(size), Some((room, _))) if size <= room => Ok(()),
+            (Some(size), Some((room, _))) if size <= room => {
+                let lineage = state.lineages.get(&backup).copied();
+                state.follow(volume, lineage);
+                Ok(())
+            }
             _ => Err(DriverError::Failed(format!(
                 "backup {backup} does not fit into volume {volume}"
             ))),

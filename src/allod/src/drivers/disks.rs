@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cloud::driver::{Disks, DriverError, VolumeSource};
+use cloud::driver::{DiskKeys, Disks, DriverError, VolumeSource};
 use disk::backup::{BackupError, Backups};
 use disk::pool::{Pool, PoolError, PoolOptions};
-use model::disk::{BackedUp, ConvertSpec, Converted, ImageFormat, PoolUsage};
+use model::disk::{BackedUp, ConvertSpec, Converted, DiskKey, ImageFormat, PoolUsage};
 use process::child::{CgroupLimits, Isolation, Launch, Launcher};
 use process::jail::{Files, Limits, Profile};
 use serde_json::json;
@@ -40,6 +40,7 @@ struct Shared {
     backups: Backups,
     max_virtual_size: u64,
     conversions: Semaphore,
+    keys: Arc<dyn DiskKeys>,
 }
 
 impl DisksDriver {
@@ -49,6 +50,7 @@ impl DisksDriver {
         options: PoolOptions,
         backups: PathBuf,
         max_virtual_size: u64,
+        keys: Arc<dyn DiskKeys>,
     ) -> Result<Self, DriverError> {
         let opened = blocking(move || {
             let pool = Pool::open_or_create(&options).map_err(told)?;
@@ -64,6 +66,7 @@ impl DisksDriver {
                 backups,
                 max_virtual_size,
                 conversions,
+                keys,
             }),
         })
     }
@@ -79,6 +82,19 @@ impl DisksDriver {
             .pool
             .open_volume(volume, read_only, self.direct())
             .map_err(told)
+    }
+
+    /// Where keys are had from.
+    pub fn keys(&self) -> Arc<dyn DiskKeys> {
+        self.shared.keys.clone()
+    }
+
+    /// The key of a lineage, if there is one.
+    async fn key(&self, lineage: Option<Uuid>, purpose: &str) -> Result<Option<DiskKey>, DriverError> {
+        match lineage {
+            Some(lineage) => self.shared.keys.disk_key(lineage, purpose).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Let go of the pool: unmount it, if it was mounted for us.
@@ -126,8 +142,32 @@ impl Disks for DisksDriver {
             .await
     }
 
-    async fn create_volume(&self, volume: Uuid, size: u64, source: VolumeSource) -> Result<(), DriverError> {
-        self.with(move |shared| shared.pool.clone_volume(volume, source, size).map_err(told))
+    async fn create_volume(
+        &self,
+        volume: Uuid,
+        size: u64,
+        source: VolumeSource,
+        lineage: Option<Uuid>,
+    ) -> Result<(), DriverError> {
+        let key = self.key(lineage, &format!("creation of volume {volume}")).await?;
+        // The first volume of an image in a lineage is a copy, which is work.
+        let _turn = match (source, &key) {
+            (VolumeSource::Image(_), Some(_)) => {
+                Some(self.shared.conversions.acquire().await.map_err(failed)?)
+            }
+            _ => None,
+        };
+        self.with(move |shared| {
+            shared
+                .pool
+                .clone_volume(volume, source, size, key.as_ref())
+                .map_err(told)
+        })
+        .await
+    }
+
+    async fn delete_lineage(&self, lineage: Uuid) -> Result<(), DriverError> {
+        self.with(move |shared| shared.pool.delete_sealed(lineage).map_err(told))
             .await
     }
 
@@ -182,8 +222,16 @@ impl Disks for DisksDriver {
     }
 
     async fn image_from_volume(&self, volume: Uuid, image: Uuid) -> Result<Converted, DriverError> {
+        let source = VolumeSource::Volume(volume);
+        let lineage = self
+            .with(move |shared| shared.pool.lineage(source).map_err(told))
+            .await?;
+        let key = self
+            .key(lineage, &format!("image {image} from volume {volume}"))
+            .await?;
         self.with(move |shared| {
-            let (virtual_size, allocated) = shared.pool.image_from_volume(volume, image).map_err(told)?;
+            let made = shared.pool.image_from_volume(volume, image, key.as_ref());
+            let (virtual_size, allocated) = made.map_err(told)?;
             Ok(Converted {
                 format: ImageFormat::Raw,
                 virtual_size,

@@ -386,7 +386,7 @@ impl Shared {
     ) -> Result<(), DriverError> {
         let disk = self.disks_of(machine).into_iter().find(|(id, _)| *id == volume);
         let (_, disk) = disk.ok_or_else(|| failed("a disk that is not written down"))?;
-        let planned = planned(&disk)?;
+        let planned = planned(&disk).await?;
         if planned.embedded.is_none() && !parts.owners.iter().any(|(id, _)| *id == volume) {
             let owner = Owner::keep(self.launcher.clone(), disk).await?;
             parts.owners.push((volume, owner));
@@ -470,7 +470,7 @@ impl Shared {
         let disks = self.disks_of(machine);
         let mut planned_disks = Vec::new();
         for (id, disk) in disks {
-            let planned = planned(&disk)?;
+            let planned = planned(&disk).await?;
             if planned.embedded.is_none() {
                 let owner = Owner::keep(self.launcher.clone(), disk).await?;
                 parts.owners.push((id, owner));
@@ -581,6 +581,7 @@ impl Shared {
                 },
                 open: Arc::new(move || pool.open_volume(volume, read_only)),
                 control: folder.join(format!("{socket}.control")),
+                keys: self.disks.keys(),
                 socket: folder.join("sockets").join(socket),
             };
             disks.push((volume, of_volume));
@@ -603,6 +604,7 @@ impl Shared {
                 open: Arc::new(move || File::open(&path).map_err(failed)),
                 socket: folder.join("sockets").join("config"),
                 control: folder.join("config.control"),
+                keys: self.disks.keys(),
             };
             disks.push((machine.id, config));
         }
@@ -670,11 +672,11 @@ fn nic_socket(folder: &Path, port: Uuid) -> PathBuf {
 }
 
 /// The disk as the engine needs it: with its file, where the engine is its owner.
-fn planned(disk: &Disk) -> Result<PlannedDisk, DriverError> {
+async fn planned(disk: &Disk) -> Result<PlannedDisk, DriverError> {
     let embedded = match disk.spec.transport {
         DiskTransport::VhostUser | DiskTransport::Nbd => None,
         DiskTransport::Embedded => {
-            let (spec, file) = disk.opened()?;
+            let (spec, file) = disk.opened().await?;
             let file = Arc::new(file);
             Some(Embedded { spec, file })
         }

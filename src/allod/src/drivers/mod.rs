@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloud::driver::{DriverError, Drivers};
+use cloud::driver::{DiskKeys, DriverError, Drivers};
 use disk::pool::PoolOptions;
 use model::machine::StopMode;
 use process::child::{Isolation, Launcher, Runtime};
@@ -75,7 +75,10 @@ impl Drop for Node {
 
 impl Node {
     /// Start what is missing, and take over what runs.
-    pub async fn open(options: Options) -> Result<Node, DriverError> {
+    ///
+    /// # Errors
+    /// If something of it cannot be made or opened.
+    pub async fn open(options: Options, keys: Arc<dyn DiskKeys>) -> Result<Node, DriverError> {
         let run = options.state.join("run");
         let mut launcher = Launcher::new(
             options.isolation,
@@ -107,6 +110,7 @@ impl Node {
             options.pool,
             options.backups,
             options.max_image_bytes,
+            keys,
         )
         .await?;
         let switch = switch::SwitchDriver::new(launcher.clone(), &run, options.masquerade);

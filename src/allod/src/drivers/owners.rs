@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use cloud::driver::DriverError;
+use cloud::driver::{DiskKeys, DriverError};
+use disk::pool::lineage;
 use model::disk::{DiskRequest, DiskSpec, DiskStatus};
 use process::child::{CgroupLimits, Launch, Launcher, Task};
 use process::control::Client;
@@ -48,15 +49,28 @@ pub struct Disk {
     pub socket: PathBuf,
     /// The control socket.
     pub control: PathBuf,
+    /// Where the key is had from, if it has one.
+    pub keys: Arc<dyn DiskKeys>,
 }
 
 impl Disk {
-    /// Its file, and what is to be served of it: it may have grown since it was written down.
-    pub fn opened(&self) -> Result<(DiskSpec, File), DriverError> {
-        let file = (self.open)()?;
-        let has = file.metadata().map_err(failed)?.len();
+    /// Its file, and what is to be served of it: it may have grown since it was written down. With its key, which is written down
+    /// nowhere.
+    pub async fn opened(&self) -> Result<(DiskSpec, File), DriverError> {
+        let open = self.open.clone();
+        let (file, has, lineage) = blocking(move || {
+            let file = open()?;
+            let has = file.metadata().map_err(failed)?.len();
+            let lineage = lineage::of(&file).map_err(failed)?;
+            Ok((file, has, lineage))
+        })
+        .await?;
         let mut spec = self.spec.clone();
         spec.size = spec.size.max(has - has % 512);
+        if let Some(lineage) = lineage {
+            let purpose = format!("opening of volume {}", spec.id);
+            spec.key = Some(self.keys.disk_key(lineage, &purpose).await?);
+        }
         Ok((spec, file))
     }
 }
@@ -72,12 +86,11 @@ pub struct Owner {
 impl Owner {
     /// Take over the owner of an earlier daemon, or start one, and keep it alive.
     pub async fn keep(launcher: Arc<Launcher>, disk: Disk) -> Result<Self, DriverError> {
-        let (first, second) = (launcher.clone(), disk.clone());
-        let task = blocking(move || match find(&first, &second.name)? {
-            Some(task) => Ok(task),
-            None => start(&first, &second),
-        })
-        .await?;
+        let (first, name) = (launcher.clone(), disk.name.clone());
+        let task = match blocking(move || find(&first, &name)).await? {
+            Some(task) => task,
+            None => start(launcher.clone(), disk.clone()).await?,
+        };
         let end = End::of(&task).map_err(failed)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let (ended, receiver) = watch::channel(false);
@@ -163,11 +176,11 @@ async fn keep_alive(
                 ended.send_replace(true);
                 return;
             }
-            let (first, second) = (launcher.clone(), disk.clone());
-            let started = blocking(move || {
-                first.forget(&second.name).map_err(failed)?;
-                start(&first, &second)
-            });
+            let (first, name) = (launcher.clone(), disk.name.clone());
+            let started = async {
+                blocking(move || first.forget(&name).map_err(failed)).await?;
+                start(launcher.clone(), disk.clone()).await
+            };
             match started.await.and_then(|task| {
                 Ok(Watched {
                     end: End::of(&task).map_err(failed)?,
@@ -207,8 +220,12 @@ fn find(launcher: &Launcher, name: &str) -> Result<Option<Task>, DriverError> {
     }
 }
 
-fn start(launcher: &Launcher, disk: &Disk) -> Result<Task, DriverError> {
-    let (spec, file) = disk.opened()?;
+async fn start(launcher: Arc<Launcher>, disk: Disk) -> Result<Task, DriverError> {
+    let (spec, file) = disk.opened().await?;
+    blocking(move || launch(&launcher, &disk, &spec, &file)).await
+}
+
+fn launch(launcher: &Launcher, disk: &Disk, spec: &DiskSpec, file: &File) -> Result<Task, DriverError> {
     let control = process::control::bind(&disk.control).map_err(failed)?;
     let socket = super::guest_socket(&disk.socket).map_err(failed)?;
     let launched = launcher
@@ -216,7 +233,7 @@ fn start(launcher: &Launcher, disk: &Disk) -> Result<Task, DriverError> {
             kind: children::DISK,
             main: children::disk,
             name: disk.name.clone(),
-            spec: &spec,
+            spec,
             descriptors: vec![
                 ("control", control.as_fd()),
                 ("vhost", socket.as_fd()),

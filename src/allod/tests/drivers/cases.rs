@@ -5,9 +5,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloud::driver::{DriverError, Drivers, VolumeSource};
+use cloud::driver::{DiskKeys, DriverError, Drivers, VolumeSource};
 use disk::pool::PoolOptions;
-use model::disk::{DiskRequest, DiskStatus, ImageFormat};
+use model::disk::{DiskKey, DiskRequest, DiskStatus, ImageFormat};
 use model::machine::{ConfigDriveFile, Machine, MachineDisk, MachineNic, PowerState, StopMode};
 use model::net::{Attachment, Network, Port, Subnet, SwitchStatus, Tables, Uplink};
 use nix::sched::{CloneFlags, unshare};
@@ -25,6 +25,23 @@ const PORT: Uuid = Uuid::from_u128(0x10);
 const SERVER: Uuid = Uuid::from_u128(0x20);
 const VOLUME: Uuid = Uuid::from_u128(0x30);
 const TAP: &str = "allod-ext";
+
+/// A lineage, whose key is made of 251 and 252.
+const LINEAGE: Uuid = Uuid::from_u128(0x40);
+
+struct Keys;
+
+#[async_trait::async_trait]
+impl DiskKeys for Keys {
+    async fn disk_key(&self, lineage: Uuid, _: &str) -> Result<DiskKey, DriverError> {
+        assert_eq!(lineage, LINEAGE);
+        Ok(DiskKey {
+            lineage,
+            data: [251; 32],
+            tweak: [252; 32],
+        })
+    }
+}
 
 /// In a network namespace of its own, with a pool that is unmounted at the end, whatever happens.
 fn in_a_world(run: impl FnOnce(&World)) {
@@ -103,24 +120,27 @@ impl World {
     }
 
     async fn node(&self, isolation: Isolation) -> Node {
-        Node::open(Options {
-            state: self.folder.clone(),
-            backups: self.folder.join("backups"),
-            pool: PoolOptions {
-                path: self.folder.join("pool"),
-                file_size: Some(400 << 20),
-                preallocate: false,
+        Node::open(
+            Options {
+                state: self.folder.clone(),
+                backups: self.folder.join("backups"),
+                pool: PoolOptions {
+                    path: self.folder.join("pool"),
+                    file_size: Some(400 << 20),
+                    preallocate: false,
+                },
+                max_image_bytes: 64 << 20,
+                isolation,
+                engine: Some(EngineKind::Qemu),
+                accelerator: Some(Accelerator::Tcg),
+                qemu: "/usr/bin/qemu-system-x86_64".into(),
+                machines: vmm::kvm::engine::Options::default(),
+                first_uid: 710_000 + std::process::id() % 1000 * 20,
+                enforcement: Enforcement::Kill,
+                masquerade: true,
             },
-            max_image_bytes: 64 << 20,
-            isolation,
-            engine: Some(EngineKind::Qemu),
-            accelerator: Some(Accelerator::Tcg),
-            qemu: "/usr/bin/qemu-system-x86_64".into(),
-            machines: vmm::kvm::engine::Options::default(),
-            first_uid: 710_000 + std::process::id() % 1000 * 20,
-            enforcement: Enforcement::Kill,
-            masquerade: true,
-        })
+            Arc::new(Keys),
+        )
         .await
         .unwrap()
     }
@@ -146,6 +166,29 @@ impl World {
     }
 
     /// Nothing is left: no child, TAP, rule or mount.
+    /// No key is written down anywhere.
+    fn assert_discreet(&self) {
+        let mut folders = vec![self.folder.clone()];
+        let mut files = 0;
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let entry = entry.unwrap();
+                let kind = entry.file_type().unwrap();
+                if kind.is_dir() && entry.file_name() != "pool" {
+                    folders.push(entry.path());
+                } else if kind.is_file() && entry.file_name() != "pool.xfs" {
+                    let bytes = std::fs::read(entry.path()).unwrap();
+                    let shows = bytes
+                        .windows(16)
+                        .any(|part| part == b"251,251,251,251," || part == [251; 16]);
+                    assert!(!shows, "{}", entry.path().display());
+                    files += 1;
+                }
+            }
+        }
+        assert!(files > 3, "{files}");
+    }
+
     fn assert_clean(&self) {
         assert!(self.children().is_empty(), "{:?}", self.children().keys());
         assert!(!interfaces().contains(TAP));
@@ -356,12 +399,14 @@ fn machine() -> Machine {
 async fn make_volume(world: &World, drivers: &Drivers, sector: &[u8]) {
     drivers
         .disks
-        .create_volume(VOLUME, 1 << 20, VolumeSource::Empty)
+        .create_volume(VOLUME, 1 << 20, VolumeSource::Empty, Some(LINEAGE))
         .await
         .unwrap();
     let mut bytes = sector.to_vec();
     bytes.resize(1 << 20, 0);
     bytes[512] = b'#';
+    let key = Keys.disk_key(LINEAGE, "").await.unwrap();
+    disk::crypt::Cipher::new(&key).seal(0, &mut bytes);
     // Not anew: the file is the pool's.
     let path = world.folder.join(format!("pool/volumes/{VOLUME}.raw"));
     let file = std::fs::File::options().write(true).open(path).unwrap();
@@ -391,6 +436,7 @@ pub fn a_guest_lives_through_the_death_of_all_others() {
                 drivers.machines.list().await.unwrap(),
                 [(SERVER, PowerState::Running)]
             );
+            world.assert_discreet();
             prints_more(&drivers).await;
             until(|| async {
                 (status(&drivers).await.vhost_user == BTreeMap::from([(PORT, true)])).then_some(())
@@ -488,7 +534,7 @@ pub fn devices_come_and_go_while_a_guest_runs() {
                 make_volume(world, &drivers, &boot_sector(EJECT)).await;
                 let disks = &drivers.disks;
                 disks
-                    .create_volume(MORE, 1 << 20, VolumeSource::Volume(VOLUME))
+                    .create_volume(MORE, 1 << 20, VolumeSource::Volume(VOLUME), None)
                     .await
                     .unwrap();
                 drivers.switch.apply(tables()).await.unwrap();
@@ -658,7 +704,7 @@ pub fn uploads_are_converted_or_refused() {
                 assert!(!path.exists(), "the upload is gone");
                 drivers
                     .disks
-                    .create_volume(image, 8 << 20, VolumeSource::Image(image))
+                    .create_volume(image, 8 << 20, VolumeSource::Image(image), None)
                     .await
                     .unwrap();
             }

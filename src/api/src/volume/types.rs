@@ -298,7 +298,7 @@ pub(super) async fn unset_spec(State(app): State<AppState>, call: Call) -> Answe
     empty(StatusCode::ACCEPTED)
 }
 
-/// No type is encrypted.
+/// Types say nothing of encryption: it is the cloud's.
 pub(super) async fn encryption(State(app): State<AppState>, call: Call) -> Answer {
     types::show(&app.cloud, &call.ctx, call.id()).await?;
     ok(json!({}))
@@ -308,7 +308,10 @@ pub(super) async fn encryption(State(app): State<AppState>, call: Call) -> Answe
 pub(super) async fn encrypt(State(app): State<AppState>, call: Call) -> Answer {
     call.ctx.require("volume_types", "update")?;
     types::show(&app.cloud, &call.ctx, call.id()).await?;
-    Err(Error::BadRequest("Invalid volume type: this cloud does not encrypt volumes.".into()).into())
+    Err(Error::BadRequest(
+        "Invalid volume type: volumes are encrypted by the cloud's own keys, whatever their type.".into(),
+    )
+    .into())
 }
 
 pub(super) async fn defaults(State(app): State<AppState>, call: Call) -> Answer {

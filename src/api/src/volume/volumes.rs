@@ -93,7 +93,7 @@ fn view(call: &Call, details: &Details, made: bool) -> Value {
         "links": links(call, &format!("volumes/{}", volume.id)),
         "user_id": volume.user_id,
         "bootable": if volume.bootable { "true" } else { "false" },
-        "encrypted": false,
+        "encrypted": details.encrypted,
         "replication_status": null,
         "consistencygroup_id": null,
         "multiattach": volume.multiattach,
@@ -578,10 +578,19 @@ pub(super) async fn remove_metadata_item(State(app): State<AppState>, call: Call
     empty(StatusCode::OK)
 }
 
-/// Volumes are not encrypted.
+/// Nobody but the volume's owner process gets its key, so no id of one is told.
 pub(super) async fn encryption(State(app): State<AppState>, call: Call) -> Answer {
-    volumes::show(&app.cloud, &call.ctx, call.id()).await?;
-    ok(json!({"encryption_key_id": null}))
+    let details = volumes::show(&app.cloud, &call.ctx, call.id()).await?;
+    if !details.encrypted {
+        return ok(json!({"encryption_key_id": null}));
+    }
+    ok(json!({
+        "encryption_key_id": null,
+        "provider": "allod",
+        "cipher": "aes-xts-plain64",
+        "key_size": 512,
+        "control_location": "back-end",
+    }))
 }
 
 pub(super) async fn encryption_key(State(app): State<AppState>, call: Call) -> Answer {

@@ -214,6 +214,7 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: &str) -> Result<()> {
                 "DELETE FROM role_assignments WHERE target_kind = 'domain' AND target_id = ?1",
                 [&id],
             )?;
+            crate::encryption::remove_of_domain(conn, &id)?;
             conn.execute("DELETE FROM domains WHERE id = ?1", [&id])?;
             rights::keep_an_admin(conn)
         })

@@ -395,6 +395,7 @@ pub(super) fn remove(conn: &Connection, id: &str) -> Result<()> {
     )?;
     super::stored::remove_of_project(conn, id)?;
     crate::secret::remove_of_project(conn, id)?;
+    crate::encryption::remove_of_project(conn, id)?;
     conn.execute("DELETE FROM projects WHERE id = ?1", [id])?;
     Ok(())
 }

@@ -14,8 +14,9 @@ use zeroize::Zeroizing;
 
 use super::acls::{self, Access, Acl};
 use super::quotas::{self, Resource};
-use super::vault::{self, ProjectKey};
+use super::vault;
 use super::{Consumer, Part, check_name, consumers, metadata};
+use crate::encryption::Kek;
 use crate::identity::now;
 use crate::image::list::Comparison;
 use crate::{Cloud, Context, Error, Result};
@@ -221,13 +222,7 @@ fn check_payload(payload: &Payload) -> Result<()> {
 }
 
 /// Inserts the row. For rules that make a secret together with something else.
-pub(super) fn insert(
-    conn: &Connection,
-    ctx: &Context,
-    key: &ProjectKey,
-    new: &NewSecret,
-    id: Uuid,
-) -> Result<()> {
+pub(super) fn insert(conn: &Connection, ctx: &Context, key: &Kek, new: &NewSecret, id: Uuid) -> Result<()> {
     let project = ctx.project()?;
     quotas::charge(conn, project, Resource::Secrets)?;
     let sealed = new

@@ -43,12 +43,14 @@ pub async fn volumes(cloud: &Cloud, ctx: &Context, whose: &Whose) -> Result<Vec<
             let names: std::collections::HashMap<String, String> =
                 types::ids_and_names(conn)?.into_iter().collect();
             let found = visible(conn, project.as_deref())?;
+            let encrypted = crate::encryption::encrypted(conn, project.as_deref())?;
             Ok::<_, Error>(
                 found
                     .into_iter()
                     .map(|volume| Details {
                         attachments: attached.remove(&volume.id).unwrap_or_default(),
                         volume_type: names.get(&volume.type_id.to_string()).cloned(),
+                        encrypted: encrypted.contains(&volume.id.to_string()),
                         volume,
                     })
                     .collect(),

@@ -10,6 +10,7 @@ use super::row::{self, uuid};
 use super::snapshots;
 use super::status::{SnapshotStatus, Status};
 use crate::compute::{Micros, now};
+use crate::encryption;
 use crate::{Cloud, Context, Error, Result};
 
 /// An offer.
@@ -189,6 +190,7 @@ fn end(conn: &Connection, transfer: &Transfer) -> Result<()> {
 pub async fn accept(cloud: &Cloud, ctx: &Context, id: &str, key: &str) -> Result<Transfer> {
     ctx.require("volume_transfers", "accept")?;
     let (caller, id, key) = (ctx.clone(), id.to_owned(), key.to_owned());
+    let identity = cloud.identity.clone();
     cloud
         .store
         .write(&ctx.user_id, move |conn| {
@@ -220,6 +222,7 @@ pub async fn accept(cloud: &Cloud, ctx: &Context, id: &str, key: &str) -> Result
             volume.status = Status::Available;
             volume.updated_at = Some(now());
             volume.save(conn)?;
+            encryption::transfer(conn, &identity, volume.id, project)?;
             let snapshots = snapshots::of_volume(conn, volume.id)?;
             for mut snapshot in snapshots {
                 if transfer.no_snapshots {
@@ -233,6 +236,7 @@ pub async fn accept(cloud: &Cloud, ctx: &Context, id: &str, key: &str) -> Result
                 snapshot.user_id.clone_from(&caller.user_id);
                 snapshot.updated_at = Some(now());
                 snapshot.save(conn)?;
+                encryption::transfer(conn, &identity, snapshot.id, project)?;
             }
             end(conn, &transfer)?;
             Ok(transfer)

@@ -20,6 +20,8 @@ pub struct Details {
     pub attachments: Vec<Attachment>,
     /// Its type's name.
     pub volume_type: Option<String>,
+    /// Its bytes are encrypted.
+    pub encrypted: bool,
 }
 
 /// Adds what views need.
@@ -27,6 +29,7 @@ pub(super) fn details(conn: &Connection, volume: Volume) -> Result<Details> {
     Ok(Details {
         attachments: attachments::of_volume(conn, volume.id)?,
         volume_type: super::types::name_of(conn, &volume.type_id.to_string())?,
+        encrypted: crate::encryption::is_encrypted(conn, volume.id)?,
         volume,
     })
 }

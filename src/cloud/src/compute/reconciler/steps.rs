@@ -4,6 +4,7 @@ use model::disk::VolumeSource;
 use model::machine::{Machine, MachineDisk, StopMode};
 use rusqlite::Connection;
 use tokio::sync::broadcast::error::RecvError;
+use uuid::Uuid;
 
 use super::{NAME, Shared, Slot, lock};
 use crate::compute::attach;
@@ -13,6 +14,7 @@ use crate::compute::state::{Power, Step, Task, VmState, Wanted};
 use crate::compute::volumes::{self, Ready};
 use crate::compute::{actions, aggregates, metadata, migrations, now, ports, scheduler};
 use crate::driver::DriverError;
+use crate::encryption;
 use crate::{Error, Result};
 
 /// Why a server is not shelved.
@@ -92,23 +94,21 @@ pub(super) async fn perform(
         }
         Step::DropOther => {
             if let Some((volume, _)) = server.exchange.as_ref().and_then(|e| e.root) {
-                drivers.disks.delete_volume(volume).await?;
+                encryption::delete_volume(&shared.cloud, volume).await?;
             }
         }
         Step::CreateRescue => {
             let _turn = shared.room.acquire().await;
             if let Some(rescue) = &server.rescue {
                 // One that an earlier try left may be of another image.
-                drivers.disks.delete_volume(rescue.volume).await?;
-                drivers
-                    .disks
-                    .create_volume(rescue.volume, rescue.bytes, VolumeSource::Image(rescue.image))
-                    .await?;
+                encryption::delete_volume(&shared.cloud, rescue.volume).await?;
+                let image = VolumeSource::Image(rescue.image);
+                create(shared, server, rescue.volume, rescue.bytes, image).await?;
             }
         }
         Step::DropRescue => {
             if let Some(rescue) = &server.rescue {
-                drivers.disks.delete_volume(rescue.volume).await?;
+                encryption::delete_volume(&shared.cloud, rescue.volume).await?;
                 settle(shared, server, |_, row| {
                     row.rescue = None;
                     Ok(())
@@ -300,23 +300,37 @@ async fn disks_of(shared: &Shared, server: &Server) -> Result<Vec<Disk>> {
         .await
 }
 
+/// Makes a disk of the server's.
+async fn create(
+    shared: &Shared,
+    server: &Server,
+    volume: Uuid,
+    bytes: u64,
+    source: VolumeSource,
+) -> Result<(), DriverError> {
+    encryption::create_volume(&shared.cloud, &server.project_id, volume, bytes, source).await
+}
+
 async fn create_disks(shared: &Shared, server: &Server) -> Result<(), Failure> {
-    let pool = &shared.cloud.drivers.disks;
     if !server.volume_backed {
         let image = server.shelved_image.or(server.image_id);
-        pool.create_volume(server.root_volume, server.root_bytes, image.into())
-            .await?;
+        create(
+            shared,
+            server,
+            server.root_volume,
+            server.root_bytes,
+            image.into(),
+        )
+        .await?;
     }
     for disk in disks_of(shared, server).await?.iter().filter(|d| d.local) {
-        pool.create_volume(disk.volume, disk.size, VolumeSource::Empty)
-            .await?;
+        create(shared, server, disk.volume, disk.size, VolumeSource::Empty).await?;
     }
     Ok(())
 }
 
 /// Makes the root volume that the server's is to be exchanged for: a larger copy of it, or a new one of its image.
 async fn prepare_root(shared: &Shared, server: &Server) -> Result<(), Failure> {
-    let pool = &shared.cloud.drivers.disks;
     let Some(exchange) = &server.exchange else {
         return Ok(());
     };
@@ -330,9 +344,15 @@ async fn prepare_root(shared: &Shared, server: &Server) -> Result<(), Failure> {
             .await?;
         let root = volumes.iter().find(|disk| disk.volume == server.root_volume);
         let bytes = root.map_or(server.root_bytes, |disk| disk.size);
-        pool.delete_volume(server.root_volume).await?;
-        pool.create_volume(server.root_volume, bytes, VolumeSource::Image(image))
-            .await?;
+        encryption::delete_volume(&shared.cloud, server.root_volume).await?;
+        create(
+            shared,
+            server,
+            server.root_volume,
+            bytes,
+            VolumeSource::Image(image),
+        )
+        .await?;
     }
     if let Some((volume, bytes)) = exchange.root {
         let source = if server.task_state == Some(Task::Rebuilding) {
@@ -341,24 +361,23 @@ async fn prepare_root(shared: &Shared, server: &Server) -> Result<(), Failure> {
             VolumeSource::Volume(server.root_volume)
         };
         // One that a killed daemon left is older than what the guest wrote since.
-        pool.delete_volume(volume).await?;
-        pool.create_volume(volume, bytes, source).await?;
+        encryption::delete_volume(&shared.cloud, volume).await?;
+        create(shared, server, volume, bytes, source).await?;
     }
     Ok(())
 }
 
 async fn delete_disks(shared: &Shared, server: &Server) -> Result<(), Failure> {
-    let pool = &shared.cloud.drivers.disks;
     if !server.volume_backed {
-        pool.delete_volume(server.root_volume).await?;
+        encryption::delete_volume(&shared.cloud, server.root_volume).await?;
     }
     let other = server.exchange.as_ref().and_then(|e| e.root);
     let rescue = server.rescue.as_ref().map(|r| r.volume);
     for volume in other.map(|(volume, _)| volume).into_iter().chain(rescue) {
-        pool.delete_volume(volume).await?;
+        encryption::delete_volume(&shared.cloud, volume).await?;
     }
     for disk in disks_of(shared, server).await?.iter().filter(|d| d.local) {
-        pool.delete_volume(disk.volume).await?;
+        encryption::delete_volume(&shared.cloud, disk.volume).await?;
     }
     Ok(())
 }

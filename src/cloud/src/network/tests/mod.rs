@@ -48,6 +48,8 @@ fn config() -> Config {
         }),
         mtu: 1442,
         accounts: Default::default(),
+        encrypt_volumes: true,
+        key_lifetime: std::time::Duration::MAX,
     }
 }
 

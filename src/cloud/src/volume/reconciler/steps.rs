@@ -8,6 +8,7 @@ use super::{Item, Job, NAME, TABLES};
 use crate::compute::actions::volume_extended;
 use crate::compute::now;
 use crate::driver::DriverError;
+use crate::encryption;
 use crate::image::from_volume;
 use crate::volume::backups::{self, Backup};
 use crate::volume::messages::{self, Action, Detail};
@@ -196,7 +197,7 @@ async fn create_volume(cloud: &Cloud, volume: &Volume) -> Result<()> {
     };
     if made.is_err() {
         // Nothing half made stays; the row stays as an error.
-        if let Err(error) = cloud.drivers.disks.delete_volume(volume.id).await {
+        if let Err(error) = encryption::delete_volume(cloud, volume.id).await {
             log(Item::Volume(volume.id), Task::Create, &error);
         }
     }
@@ -221,12 +222,10 @@ async fn create_volume(cloud: &Cloud, volume: &Volume) -> Result<()> {
 }
 
 async fn make(cloud: &Cloud, volume: &Volume) -> Result<(), DriverError> {
-    let disks = &cloud.drivers.disks;
-    disks
-        .create_volume(volume.id, volume.bytes(), volume.origin.source())
-        .await?;
+    let (project, source) = (&volume.project_id, volume.origin.source());
+    encryption::create_volume(cloud, project, volume.id, volume.bytes(), source).await?;
     match volume.origin {
-        Origin::Backup(backup) => disks.restore_backup(backup, volume.id).await,
+        Origin::Backup(backup) => encryption::restore_backup(cloud, backup, volume.id).await,
         _ => Ok(()),
     }
 }
@@ -308,7 +307,7 @@ async fn upload(cloud: &Cloud, volume: &Volume) -> Result<()> {
 async fn restore(cloud: &Cloud, volume: &Volume) -> Result<()> {
     let restored_from = volume.target_id;
     let written = match restored_from {
-        Some(backup) => cloud.drivers.disks.restore_backup(backup, volume.id).await,
+        Some(backup) => encryption::restore_backup(cloud, backup, volume.id).await,
         None => Err(DriverError::Failed("no backup is named".into())),
     };
     if let Err(error) = &written {
@@ -333,7 +332,7 @@ async fn restore(cloud: &Cloud, volume: &Volume) -> Result<()> {
 async fn revert(cloud: &Cloud, volume: &Volume) -> Result<()> {
     let from = volume.target_id;
     let written = match from {
-        Some(snapshot) => cloud.drivers.disks.revert_volume(volume.id, snapshot).await,
+        Some(snapshot) => encryption::revert_volume(cloud, volume.id, snapshot).await,
         None => Err(DriverError::Failed("no snapshot is named".into())),
     };
     if let Err(error) = &written {
@@ -359,7 +358,7 @@ async fn revert(cloud: &Cloud, volume: &Volume) -> Result<()> {
 }
 
 async fn delete_volume(cloud: &Cloud, volume: &Volume) -> Result<()> {
-    match cloud.drivers.disks.delete_volume(volume.id).await {
+    match encryption::delete_volume(cloud, volume.id).await {
         Ok(()) => {
             let (id, task) = (volume.id, volume.task);
             cloud
@@ -413,8 +412,7 @@ where
 }
 
 async fn create_snapshot(cloud: &Cloud, snapshot: &Snapshot) -> Result<()> {
-    let disks = &cloud.drivers.disks;
-    let made = disks.snapshot_volume(snapshot.volume_id, snapshot.id).await;
+    let made = encryption::snapshot_volume(cloud, snapshot.volume_id, snapshot.id).await;
     if let Err(error) = &made {
         log(Item::Snapshot(snapshot.id), Task::Create, error);
     }
@@ -435,7 +433,7 @@ async fn create_snapshot(cloud: &Cloud, snapshot: &Snapshot) -> Result<()> {
 }
 
 async fn delete_snapshot(cloud: &Cloud, snapshot: &Snapshot) -> Result<()> {
-    match cloud.drivers.disks.delete_snapshot(snapshot.id).await {
+    match encryption::delete_snapshot(cloud, snapshot.id).await {
         Ok(()) => {
             let id = snapshot.id;
             cloud
@@ -488,7 +486,7 @@ async fn create_backup(cloud: &Cloud, backup: &Backup) -> Result<()> {
         Some(snapshot) => Origin::Snapshot(snapshot),
         None => Origin::Volume(backup.volume_id),
     };
-    let made = cloud.drivers.disks.back_up(source.source(), backup.id).await;
+    let made = encryption::back_up(cloud, source.source(), backup.id).await;
     if let Err(error) = &made {
         log(Item::Backup(backup.id), Task::Create, error);
     }
@@ -519,7 +517,7 @@ async fn create_backup(cloud: &Cloud, backup: &Backup) -> Result<()> {
 }
 
 async fn delete_backup(cloud: &Cloud, backup: &Backup) -> Result<()> {
-    match cloud.drivers.disks.delete_backup(backup.id).await {
+    match encryption::delete_backup(cloud, backup.id).await {
         Ok(()) => {
             let id = backup.id;
             cloud
