@@ -2,6 +2,7 @@
 //! and written to `target/bench/NAME.json`.
 
 pub mod api;
+pub mod disk;
 pub mod figure;
 pub mod measure;
 pub mod vmm;

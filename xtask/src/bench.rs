@@ -37,6 +37,15 @@ pub fn vmm(groups: &[String], steps: &Steps) -> Result<()> {
     bench_with(&[&["vmm"], &groups[..]].concat(), &environment, steps)
 }
 
+/// Debian's packages that the figures of volumes need: a peer, what reads a file on the host, and what makes a pool.
+const DISK_PACKAGES: &[&str] = &["fio", "qemu-system-common", "xfsprogs"];
+
+/// Volumes.
+pub fn disk(steps: &Steps) -> Result<()> {
+    apt::install(DISK_PACKAGES, steps)?;
+    bench_with(&["disk"], &[], steps)
+}
+
 fn simulated(steps: &Steps) -> Result<PathBuf> {
     let arguments = ["build", "--release", "-p", "allod", "--features", "simulated"];
     build::with_progress(

@@ -76,6 +76,8 @@ enum Command {
 enum Bench {
     /// The daemon at rest and under requests.
     Api,
+    /// Volumes, in the clear and encrypted, beside their files and `qemu-storage-daemon`; snapshots and clones.
+    Disk,
     /// The embedded monitor beside others: Firecracker, Cloud Hypervisor and QEMU, where they are found or named by
     /// `FIRECRACKER`, `CLOUD_HYPERVISOR` and `QEMU`.
     Vmm {
@@ -106,6 +108,7 @@ fn main() -> ExitCode {
         Command::Demo { once } => demo::run(once, &steps),
         Command::Test => test::run(&steps),
         Command::Bench { what: Bench::Api } => test::needs(&steps).and_then(|()| bench::api(&steps)),
+        Command::Bench { what: Bench::Disk } => bench::disk(&steps),
         Command::Bench {
             what: Bench::Vmm { groups },
         } => bench::vmm(&groups, &steps),

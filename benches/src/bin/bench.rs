@@ -22,6 +22,8 @@ enum Bench {
         /// The program.
         program: PathBuf,
     },
+    /// Volumes, beside their files and another server of them.
+    Disk,
     /// The embedded monitor beside others.
     Vmm {
         /// These figures only.
@@ -33,6 +35,7 @@ fn main() -> Result<()> {
     match Arguments::parse().bench {
         Bench::Api => allod_benches::api::run(),
         Bench::ManyServers { program } => allod_benches::api::many_servers(program),
+        Bench::Disk => allod_benches::disk::run(),
         Bench::Vmm { groups } => allod_benches::vmm::run(&groups),
     }
 }

@@ -53,6 +53,8 @@ pub struct Options {
     pub queues: u16,
     pub event_idx: bool,
     pub inflight: bool,
+    /// Bytes of a request's data at most.
+    pub data: usize,
 }
 
 impl Default for Options {
@@ -61,6 +63,7 @@ impl Default for Options {
             queues: 1,
             event_idx: true,
             inflight: true,
+            data: MAX_DATA,
         }
     }
 }
@@ -100,7 +103,7 @@ fn connect(path: &Path) -> Frontend {
 
 impl Driver {
     pub fn new(path: &Path, options: Options) -> Self {
-        let size = memory_size(options.queues);
+        let size = memory_size(&options);
         let file = File::from(memfd_create(c"guest", MFdFlags::MFD_ALLOW_SEALING).unwrap());
         ftruncate(&file, size as i64).unwrap();
         let offset = FileOffset::new(file.try_clone().unwrap(), 0);
@@ -161,7 +164,7 @@ impl Driver {
         }
         f.set_mem_table(&[VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
-            memory_size: memory_size(self.options.queues),
+            memory_size: memory_size(&self.options),
             userspace_addr: USER,
             mmap_offset: 0,
             mmap_handle: self.file.as_raw_fd(),
@@ -212,7 +215,7 @@ impl Driver {
     /// Where the data of a slot are in guest memory.
     pub fn data(&self, ring: usize, slot: usize) -> GuestAddress {
         let rings = self.rings.len() as u64 * RING_SPACE;
-        GuestAddress(rings + ((ring * DEPTH + slot) * MAX_DATA) as u64)
+        GuestAddress(rings + ((ring * DEPTH + slot) * self.options.data) as u64)
     }
 
     pub fn free_slot(&self, ring: usize) -> Option<usize> {
@@ -367,8 +370,8 @@ impl Driver {
     }
 }
 
-fn memory_size(queues: u16) -> u64 {
-    let bytes = u64::from(queues) * (RING_SPACE + (DEPTH * MAX_DATA) as u64);
+fn memory_size(options: &Options) -> u64 {
+    let bytes = u64::from(options.queues) * (RING_SPACE + (DEPTH * options.data) as u64);
     bytes.next_multiple_of(4096)
 }
 
