@@ -75,13 +75,7 @@ fn figures(pool: &Pool, folder: &Path) -> Result<()> {
         pool.create_volume(volume.id, SIZE, lineage)?;
         fill(&pool.open_volume(volume.id, false, false)?)?;
     }
-    for state in ["fresh", "snapshot"] {
-        if state == "snapshot" {
-            for volume in [&plain, &sealed] {
-                pool.snapshot_volume(volume.id, Uuid::from_u128(volume.id.as_u128() + 10))?;
-                scatter(&pool.open_volume(volume.id, false, false)?)?;
-            }
-        }
+    for state in [State::Fresh, State::Snapshot] {
         for job in &JOBS {
             compare(pool, folder, state, job, &plain, &sealed)?;
         }
@@ -89,27 +83,59 @@ fn figures(pool: &Pool, folder: &Path) -> Result<()> {
     clones::run(pool)
 }
 
+/// What a volume has behind it.
+#[derive(Clone, Copy)]
+enum State {
+    Fresh,
+    /// A snapshot shares its blocks, but for some that were overwritten since.
+    Snapshot,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            State::Fresh => "fresh",
+            State::Snapshot => "snapshot",
+        }
+    }
+
+    /// Before each measurement, for whoever writes to a shared block first pays for all.
+    fn prepare(self, pool: &Pool, volume: Uuid) -> Result<()> {
+        if let State::Snapshot = self {
+            let snapshot = Uuid::from_u128(volume.as_u128() + 10);
+            pool.delete_snapshot(snapshot)?;
+            pool.snapshot_volume(volume, snapshot)?;
+            scatter(&pool.open_volume(volume, false, false)?)?;
+        }
+        Ok(())
+    }
+}
+
 /// One job, turn by turn.
 fn compare(
     pool: &Pool,
     folder: &Path,
-    state: &str,
+    state: State,
     job: &Job,
     plain: &Volume,
     sealed: &Volume,
 ) -> Result<()> {
     let (mut ours, mut encrypted, mut file, mut peer) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..TURNS {
+        state.prepare(pool, plain.id)?;
         file.push(jobs::fio(job, &pool.volume_path(plain.id))?);
+        state.prepare(pool, plain.id)?;
         ours.push(by_owner(pool, folder, job, plain)?);
+        state.prepare(pool, sealed.id)?;
         encrypted.push(by_owner(pool, folder, job, sealed)?);
+        state.prepare(pool, plain.id)?;
         peer.push(owner::storage_daemon(
             folder,
             &pool.volume_path(plain.id),
             |socket| jobs::drive(job, socket, SIZE),
         )?);
     }
-    let name = format!("disk.{state}.{}", job.name);
+    let name = format!("disk.{}.{}", state.name(), job.name);
     let figure = |name: &str, rates: &[f64]| Figure::new(name, median(rates.to_vec()), job.unit);
     let raw = median(file);
     figure(&name, &ours).versus("io_uring", raw).report()?;
