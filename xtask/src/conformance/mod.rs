@@ -30,6 +30,8 @@ pub enum Suite {
     Scs,
     /// OpenStack Powered Compute 2020.06: the required tests that are not flagged.
     Powered,
+    /// All of Tempest's tests of block storage.
+    Volume,
 }
 
 /// How a suite is run.
@@ -66,6 +68,7 @@ impl Suite {
         match self {
             Suite::Scs => "scs",
             Suite::Powered => "powered",
+            Suite::Volume => "volume",
         }
     }
 
@@ -75,6 +78,7 @@ impl Suite {
         let all = match self {
             Suite::Scs => List::plain(&folder.join("scs-0128.txt"))?,
             Suite::Powered => List::guideline(&folder.join("powered-2020.06-compute.tsv"))?,
+            Suite::Volume => List::plain(&folder.join("tempest-volume.txt"))?,
         };
         let smoke = match options.smoke {
             true => Some(List::plain(&folder.join("smoke.txt"))?),
