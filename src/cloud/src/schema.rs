@@ -49,4 +49,9 @@ pub const STEPS: &[Step] = &[
         name: "encryption",
         sql: crate::encryption::SCHEMA,
     },
+    Step {
+        number: 10,
+        name: "volume: what types say of encryption",
+        sql: crate::volume::type_encryption::SCHEMA,
+    },
 ];

@@ -11,6 +11,7 @@ mod snapshots;
 #[cfg(test)]
 mod tests;
 mod transfers;
+mod type_encryption;
 mod types;
 mod versions;
 mod volumes;
@@ -226,7 +227,13 @@ fn resources() -> Router<AppState> {
         )
         .route(
             "/types/{id}/encryption",
-            get(types::encryption).post(types::encrypt),
+            get(type_encryption::show).post(type_encryption::create),
+        )
+        .route(
+            "/types/{id}/encryption/{key}",
+            get(type_encryption::item)
+                .put(type_encryption::update)
+                .delete(type_encryption::delete),
         )
         .route("/default-types", get(types::defaults))
         .route(

@@ -477,6 +477,76 @@ async fn a_volume_is_handed_over_to_who_has_the_key() {
 }
 
 #[tokio::test]
+async fn a_type_may_ask_for_encryption() {
+    let api = Api::new().await;
+    let made = api
+        .admin("POST", "/types", Some(json!({"volume_type": {"name": "sealed"}})))
+        .await;
+    let kind = made.body["volume_type"]["id"].as_str().unwrap().to_owned();
+    let path = format!("/types/{kind}/encryption");
+    assert_eq!(api.admin("GET", &path, None).await.body, json!({}));
+    let words = json!({"encryption": {
+        "provider": "luks", "cipher": "aes-xts-plain64", "key_size": 256, "control_location": "front-end",
+    }});
+    assert_eq!(api.member("POST", &path, Some(words.clone())).await.status, 403);
+    for wrong in [
+        json!({"encryption": {"cipher": "aes"}}),
+        json!({"encryption": {"provider": "luks", "control_location": "nowhere"}}),
+        json!({"encryption": {"provider": "luks", "key_size": -1}}),
+        json!({"encryption": {"provider": "luks", "more": 1}}),
+    ] {
+        assert_eq!(
+            api.admin("POST", &path, Some(wrong.clone())).await.status,
+            400,
+            "{wrong}"
+        );
+    }
+    let made = api.admin("POST", &path, Some(words.clone())).await;
+    assert_eq!(made.status, 200);
+    let id = made.body["encryption"]["encryption_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(api.admin("POST", &path, Some(words)).await.status, 400, "again");
+    let shown = api.admin("GET", &path, None).await.body;
+    assert_eq!(
+        (&shown["provider"], &shown["key_size"]),
+        (&json!("luks"), &json!(256))
+    );
+    let one = format!("{path}/{id}");
+    let change = json!({"encryption": {"key_size": 512, "provider": "other"}});
+    assert_eq!(api.admin("PUT", &one, Some(change.clone())).await.status, 200);
+    let item = api.admin("GET", &format!("{path}/key_size"), None).await.body;
+    assert_eq!(item, json!({"key_size": 512}));
+    assert_eq!(
+        api.admin("GET", &format!("{path}/nothing"), None).await.status,
+        404
+    );
+    // What its volumes were made as, it goes on to say.
+    let body = json!({"volume": {"size": 1, "volume_type": kind}});
+    let made = api.member("POST", "/volumes", Some(body)).await.body;
+    let volume = made["volume"]["id"].as_str().unwrap().to_owned();
+    assert_eq!(api.admin("PUT", &one, Some(change)).await.status, 400);
+    assert_eq!(api.admin("DELETE", &one, None).await.status, 400);
+    api.until("volumes", "volume", &volume, "available").await;
+    let volume = format!("/volumes/{volume}");
+    assert_eq!(
+        api.member("GET", &volume, None).await.body["volume"]["encrypted"],
+        true
+    );
+    let said = api
+        .member("GET", &format!("{volume}/encryption"), None)
+        .await
+        .body;
+    assert_eq!(said["cipher"], "aes-xts-plain64");
+    assert_eq!(api.member("DELETE", &volume, None).await.status, 202);
+    api.gone(&volume).await;
+    assert_eq!(api.admin("DELETE", &one, None).await.status, 202);
+    assert_eq!(api.admin("GET", &path, None).await.body, json!({}));
+    assert_eq!(api.admin("DELETE", &one, None).await.status, 404);
+}
+
+#[tokio::test]
 async fn types_that_no_pool_is_leave_a_message() {
     let api = Api::new().await;
     let body = json!({"volume_type": {"name": "gold", "extra_specs": {"volume_backend_name": "elsewhere"}}});

@@ -298,22 +298,6 @@ pub(super) async fn unset_spec(State(app): State<AppState>, call: Call) -> Answe
     empty(StatusCode::ACCEPTED)
 }
 
-/// Types say nothing of encryption: it is the cloud's.
-pub(super) async fn encryption(State(app): State<AppState>, call: Call) -> Answer {
-    types::show(&app.cloud, &call.ctx, call.id()).await?;
-    ok(json!({}))
-}
-
-/// None can be made so.
-pub(super) async fn encrypt(State(app): State<AppState>, call: Call) -> Answer {
-    call.ctx.require("volume_types", "update")?;
-    types::show(&app.cloud, &call.ctx, call.id()).await?;
-    Err(Error::BadRequest(
-        "Invalid volume type: volumes are encrypted by the cloud's own keys, whatever their type.".into(),
-    )
-    .into())
-}
-
 pub(super) async fn defaults(State(app): State<AppState>, call: Call) -> Answer {
     since(call.version, V::DEFAULT_TYPES)?;
     let found = types::defaults(&app.cloud, &call.ctx, None).await?;

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::keys::{self, NAME};
 use crate::driver::{DriverError, VolumeSource};
 use crate::identity::Identity;
+use crate::volume::type_encryption;
 use crate::{Cloud, Error, Result};
 
 type Done<T = ()> = std::result::Result<T, DriverError>;
@@ -130,7 +131,7 @@ fn assign(
     if let Some(lineage) = of(conn, volume)?.first() {
         return Ok(Some(*lineage));
     }
-    if !encrypt {
+    if !encrypt && !type_encryption::asked_for(conn, volume)? {
         return Ok(None);
     }
     let known = match image {

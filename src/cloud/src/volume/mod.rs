@@ -27,6 +27,7 @@ pub mod services;
 pub mod snapshots;
 pub mod status;
 pub mod transfers;
+pub mod type_encryption;
 pub mod types;
 pub mod volumes;
 

@@ -323,6 +323,7 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, id: &str) -> Result<()> {
                 }
             }
             conn.execute("DELETE FROM volume_type_access WHERE type_id = ?1", [&id])?;
+            super::type_encryption::forget(conn, &id)?;
             conn.execute("DELETE FROM volume_types WHERE id = ?1", [&id])?;
             Ok(())
         })
