@@ -109,6 +109,8 @@ pub trait Disks: Send + Sync {
         source: VolumeSource,
         lineage: Option<Uuid>,
     ) -> Result<(), DriverError>;
+    /// Lineages for whose next volume something is kept here: an image.
+    async fn list_lineages(&self) -> Result<Vec<Uuid>, DriverError>;
     /// Nothing of this lineage is left: remove what was kept for its next volume.
     async fn delete_lineage(&self, lineage: Uuid) -> Result<(), DriverError>;
     /// Make a volume larger, also while a guest has it; [`Machines::resize_disk`] tells the guest.

@@ -150,6 +150,8 @@ pub struct Remembered {
     pub images: BTreeSet<Uuid>,
     /// The lineages of volumes, snapshots and backups that are encrypted.
     pub lineages: BTreeMap<Uuid, Uuid>,
+    /// Lineages that have an image.
+    pub sealed: BTreeSet<Uuid>,
     /// The switch's tables.
     pub tables: Option<Arc<Tables>>,
     /// Calls in their order, such as `start <id>`.
@@ -398,6 +400,9 @@ impl Disks for Remembering {
         }
         let mut state = self.state();
         state.volumes.entry(volume).or_insert((size, source));
+        if let (VolumeSource::Image(_), Some(lineage)) = (source, lineage) {
+            state.sealed.insert(lineage);
+        }
         let lineage = match source {
             VolumeSource::Empty | VolumeSource::Image(_) => lineage,
             VolumeSource::Volume(from) | VolumeSource::Snapshot(from) => state.lineages.get(&from).copied(),
@@ -406,8 +411,12 @@ impl Disks for Remembering {
         Ok(())
     }
 
+    async fn list_lineages(&self) -> Result<Vec<Uuid>, DriverError> {
+        Ok(self.state().sealed.iter().copied().collect())
+    }
+
     async fn delete_lineage(&self, lineage: Uuid) -> Result<(), DriverError> {
-        drop(self.call("delete_lineage", lineage)?);
+        self.call("delete_lineage", lineage)?.sealed.remove(&lineage);
         Ok(())
     }
 

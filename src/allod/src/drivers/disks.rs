@@ -1,9 +1,10 @@
 //! Volumes and images: the pool, and the conversion of uploads in a jailed child.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,6 +24,8 @@ use super::{failed, owners};
 
 /// Conversions at a time: they are work for the processor and the disk.
 const CONVERSIONS: usize = 2;
+/// Copies at a time that are encrypted or decrypted.
+const COPIES: usize = 2;
 /// The most time that one may take.
 const MAX_SECONDS: u64 = 1800;
 /// The most memory: hostile files ask for more.
@@ -40,6 +43,9 @@ struct Shared {
     backups: Backups,
     max_virtual_size: u64,
     conversions: Semaphore,
+    copies: Semaphore,
+    /// Who makes a lineage's image, so that nobody else does at the same time.
+    sealing: Mutex<HashMap<Uuid, Weak<tokio::sync::Mutex<()>>>>,
     keys: Arc<dyn DiskKeys>,
 }
 
@@ -66,6 +72,8 @@ impl DisksDriver {
                 backups,
                 max_virtual_size,
                 conversions,
+                copies: Semaphore::new(COPIES),
+                sealing: Mutex::default(),
                 keys,
             }),
         })
@@ -87,6 +95,18 @@ impl DisksDriver {
     /// Where keys are had from.
     pub fn keys(&self) -> Arc<dyn DiskKeys> {
         self.shared.keys.clone()
+    }
+
+    /// The turns of those who want a lineage's image.
+    fn turn(&self, lineage: Uuid) -> Arc<tokio::sync::Mutex<()>> {
+        let mut all = self.shared.sealing.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, turn| turn.strong_count() > 0);
+        let known = all.get(&lineage).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let turn = Arc::default();
+            all.insert(lineage, Arc::downgrade(&turn));
+            turn
+        })
     }
 
     /// The key of a lineage, if there is one.
@@ -150,10 +170,18 @@ impl Disks for DisksDriver {
         lineage: Option<Uuid>,
     ) -> Result<(), DriverError> {
         let key = self.key(lineage, &format!("creation of volume {volume}")).await?;
-        // The first volume of an image in a lineage is a copy, which is work.
-        let _turn = match (source, &key) {
-            (VolumeSource::Image(_), Some(_)) => {
-                Some(self.shared.conversions.acquire().await.map_err(failed)?)
+        // The first volume of an image in a lineage has it copied, which is work, once.
+        let turn = match (source, &key) {
+            (VolumeSource::Image(_), Some(key)) => Some(self.turn(key.lineage)),
+            _ => None,
+        };
+        let _alone = match &turn {
+            Some(turn) => Some(turn.lock().await),
+            None => None,
+        };
+        let _room = match &key {
+            Some(key) if turn.is_some() && !self.shared.pool.has_sealed(key.lineage) => {
+                Some(self.shared.copies.acquire().await.map_err(failed)?)
             }
             _ => None,
         };
@@ -164,6 +192,10 @@ impl Disks for DisksDriver {
                 .map_err(told)
         })
         .await
+    }
+
+    async fn list_lineages(&self) -> Result<Vec<Uuid>, DriverError> {
+        self.with(|shared| shared.pool.list_sealed().map_err(told)).await
     }
 
     async fn delete_lineage(&self, lineage: Uuid) -> Result<(), DriverError> {
@@ -229,6 +261,10 @@ impl Disks for DisksDriver {
         let key = self
             .key(lineage, &format!("image {image} from volume {volume}"))
             .await?;
+        let _room = match &key {
+            Some(_) => Some(self.shared.copies.acquire().await.map_err(failed)?),
+            None => None,
+        };
         self.with(move |shared| {
             let made = shared.pool.image_from_volume(volume, image, key.as_ref());
             let (virtual_size, allocated) = made.map_err(told)?;

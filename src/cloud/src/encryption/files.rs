@@ -64,8 +64,31 @@ fn inherit(conn: &Connection, file: Uuid, from: Uuid) -> Result<Option<Uuid>> {
     Ok(of(conn, from)?.first().copied())
 }
 
+/// Removes lineages that nothing is left of; those of images if they were not used since then. What is gone is told.
+pub(super) fn remove_unused(conn: &Connection, since: i64) -> Result<Vec<Uuid>> {
+    let mut sql = conn.prepare_cached(
+        "DELETE FROM encryption_lineages WHERE NOT EXISTS (
+             SELECT 1 FROM encryption_files AS f
+             WHERE f.lineage = encryption_lineages.lineage AND f.project_id = encryption_lineages.project_id)
+         AND (image_id IS NULL OR used_at < ?1) RETURNING lineage",
+    )?;
+    let texts: Vec<String> = sql
+        .query_map([since], |row| row.get(0))?
+        .collect::<std::result::Result<_, _>>()?;
+    let mut gone = Vec::new();
+    for text in texts {
+        let mut left = conn.prepare_cached("SELECT 1 FROM encryption_lineages WHERE lineage = ?1")?;
+        if !left.exists([&text])? {
+            let lineage = keys::parse(&text)?;
+            info!(target: "audit", event = "disk key removed", %lineage);
+            gone.push(lineage);
+        }
+    }
+    Ok(gone)
+}
+
 /// Removes the rows of a file, but for those of a lineage that it keeps. Lineages that nothing is left of lose their keys; these
-/// are told.
+/// are told. That of an image stays for a while: what comes next of the image in this project need not have it encrypted again.
 fn remove(conn: &Connection, file: Uuid, keep: &[Uuid]) -> Result<Vec<Uuid>> {
     let mut gone = Vec::new();
     for lineage in of(conn, file)? {
@@ -75,8 +98,9 @@ fn remove(conn: &Connection, file: Uuid, keep: &[Uuid]) -> Result<Vec<Uuid>> {
         let text = lineage.to_string();
         conn.prepare_cached("DELETE FROM encryption_files WHERE file_id = ?1 AND lineage = ?2")?
             .execute(params![file.to_string(), text])?;
+        keys::touch(conn, lineage)?;
         conn.prepare_cached(
-            "DELETE FROM encryption_lineages WHERE lineage = ?1 AND NOT EXISTS (
+            "DELETE FROM encryption_lineages WHERE lineage = ?1 AND image_id IS NULL AND NOT EXISTS (
                  SELECT 1 FROM encryption_files AS f
                  WHERE f.lineage = ?1 AND f.project_id = encryption_lineages.project_id)",
         )?
@@ -139,7 +163,10 @@ fn assign(
         None => None,
     };
     let lineage = match known {
-        Some(lineage) => lineage,
+        Some(lineage) => {
+            keys::touch(conn, lineage)?;
+            lineage
+        }
         None => keys::found(conn, identity, project, image)?,
     };
     add(conn, volume, lineage, project)?;

@@ -148,8 +148,8 @@ fn put(
 ) -> Result<()> {
     let wrapped = project_key(conn, identity, project)?.seal(&of_lineage(lineage, project), key)?;
     conn.prepare_cached(
-        "INSERT OR IGNORE INTO encryption_lineages (lineage, project_id, image_id, wrapped, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT OR IGNORE INTO encryption_lineages (lineage, project_id, image_id, wrapped, created_at, used_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?5)",
     )?
     .execute(params![
         lineage.to_string(),
@@ -173,6 +173,13 @@ fn data_key(conn: &Connection, identity: &Identity, lineage: Uuid) -> Result<(Ze
     let (project, wrapped) = row.ok_or_else(missing)?;
     let outer = known_project_key(conn, identity, &project)?.ok_or_else(missing)?;
     Ok((outer.open(&of_lineage(lineage, &project), &wrapped)?, project))
+}
+
+/// Something of the lineage was made or removed.
+pub(super) fn touch(conn: &Connection, lineage: Uuid) -> Result<()> {
+    conn.prepare_cached("UPDATE encryption_lineages SET used_at = ?2 WHERE lineage = ?1")?
+        .execute(params![lineage.to_string(), now()])?;
+    Ok(())
 }
 
 /// A project gets a lineage's key, too.

@@ -27,6 +27,8 @@ CREATE TABLE encryption_lineages (
     -- Under the project's key.
     wrapped BLOB NOT NULL,
     created_at INTEGER NOT NULL,
+    -- When something of it was last made or removed.
+    used_at INTEGER NOT NULL,
     PRIMARY KEY (lineage, project_id)
 ) STRICT;
 CREATE INDEX encryption_lineages_by_project ON encryption_lineages (project_id, image_id);

@@ -264,6 +264,45 @@ async fn a_volume_that_goes_to_another_project_takes_its_key_along() {
 }
 
 #[tokio::test]
+async fn an_images_key_stays_for_a_while_for_what_comes_next_of_it() {
+    let (test, first, _) = world().await;
+    let cloud = &test.cloud;
+    let image = Uuid::new_v4();
+    let volume = test.volume(&first, VolumeSource::Image(image)).await;
+    let lineage = test.lineage(volume).unwrap();
+    delete_volume(cloud, volume).await.unwrap();
+    assert!(test.key(lineage).await.is_some());
+    let begin = crate::identity::now() - 1_000_000;
+    super::upkeep::sweep(cloud, begin).await.unwrap();
+    let next = test.volume(&first, VolumeSource::Image(image)).await;
+    assert_eq!(test.lineage(next), Some(lineage), "the same");
+    // As long as it is needed it stays, however old it is; then it goes, and the node's image with it.
+    let end = crate::identity::now() + 1_000_000;
+    super::upkeep::sweep(cloud, end).await.unwrap();
+    assert!(test.key(lineage).await.is_some());
+    delete_volume(cloud, next).await.unwrap();
+    assert!(test.drivers.state().sealed.contains(&lineage));
+    super::upkeep::sweep(cloud, end).await.unwrap();
+    assert!(test.key(lineage).await.is_none());
+    assert!(test.drivers.state().sealed.is_empty());
+}
+
+#[tokio::test]
+async fn what_a_removed_project_had_on_a_node_goes() {
+    let (test, first, _) = world().await;
+    let volume = test.volume(&first, VolumeSource::Image(Uuid::new_v4())).await;
+    let gone = first.clone();
+    test.cloud
+        .store
+        .write("test", move |conn| remove_of_project(conn, &gone))
+        .await
+        .unwrap();
+    super::upkeep::sweep(&test.cloud, 0).await.unwrap();
+    assert!(test.drivers.state().sealed.is_empty());
+    delete_volume(&test.cloud, volume).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_project_without_keys_can_read_nothing_of_what_it_had() {
     let (test, first, second) = world().await;
     let volume = test.volume(&first, VolumeSource::Empty).await;

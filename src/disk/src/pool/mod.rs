@@ -228,6 +228,11 @@ impl Pool {
         self.delete(&self.sealed_path(lineage))
     }
 
+    /// A lineage has its image: a clone of it costs nothing.
+    pub fn has_sealed(&self, lineage: Uuid) -> bool {
+        self.sealed_path(lineage).exists()
+    }
+
     /// Lineages that have an image.
     pub fn list_sealed(&self) -> Result<Vec<Uuid>, PoolError> {
         self.list("sealed")
