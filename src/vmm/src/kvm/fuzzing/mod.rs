@@ -10,11 +10,13 @@ mod hostile;
 mod kernel;
 mod pci;
 pub(in crate::kvm) mod rig;
+mod state;
 mod tables;
 
 pub use firmware::fw_cfg;
 pub use kernel::{bzimage, elf};
-pub use pci::{pci, state};
+pub use pci::pci;
+pub use state::state;
 pub use tables::acpi;
 
 /// Name and function of each.

@@ -5,7 +5,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::rig::{Kind, MEMORY, Rig};
 use crate::kvm::layout::{ECAM, FW_CFG, HOLE, PCI_CONFIG};
-use crate::kvm::lifecycle::{Lifecycle, Saved};
+use crate::kvm::lifecycle::Lifecycle;
 use crate::kvm::pci::Function;
 use crate::kvm::virtio::worker::inline;
 
@@ -78,7 +78,7 @@ const REGISTERS: &[(u32, u8)] = &[
 ];
 
 /// One access.
-fn step(rig: &Rig, input: &mut Input<'_>) {
+pub(super) fn step(rig: &Rig, input: &mut Input<'_>) {
     let kind = input.u8();
     let function = usize::from(kind >> 7);
     let device = &rig.functions[function];
@@ -214,7 +214,7 @@ pub(in crate::kvm) fn heals(rig: &Rig, threads: bool) {
 }
 
 /// Whom the entropy device has beside it.
-const KINDS: [Kind; 5] = [Kind::Disk, Kind::Net, Kind::Console, Kind::Balloon, Kind::Vsock];
+pub(super) const KINDS: [Kind; 5] = [Kind::Disk, Kind::Net, Kind::Console, Kind::Balloon, Kind::Vsock];
 
 /// Accesses of a guest to two devices on a bus, of which the first byte says which the first is, while the machine is paused, reset, saved and restored.
 ///
@@ -233,46 +233,5 @@ pub fn pci(data: &[u8]) {
     let books = rig.books.clone();
     drop(rig);
     assert!(books.are_empty());
-    inline::choose(false);
-}
-
-/// The kind of device whose state this seems to be: by how many queues of which size there are.
-fn kind(saved: &Saved) -> Kind {
-    let queues = saved.state["registers"]["queues"].as_array();
-    let size = saved.state["registers"]["queues"][0]["max"].as_u64();
-    match (queues.map(Vec::len), size) {
-        (Some(2), _) => Kind::Console,
-        (Some(3), _) => Kind::Vsock,
-        (Some(5), Some(256)) => Kind::Net,
-        (Some(5), _) => Kind::Balloon,
-        _ => Kind::Disk,
-    }
-}
-
-/// A saved state as it may come over a network: a device's text.
-///
-/// # Panics
-/// If a state that was taken on does not come back, or a reset does not heal it.
-pub fn state(data: &[u8]) {
-    let Ok(saved) = serde_json::from_slice::<Saved>(data) else {
-        return;
-    };
-    inline::choose(true);
-    let rig = Rig::new(0, &[kind(&saved), Kind::Rng]);
-    for device in &rig.functions {
-        device.pause();
-        if device.restore(&saved).is_ok() {
-            let again = device.save().ok();
-            assert!(again.is_some());
-            device.resume();
-            inline::work();
-            device.pause();
-            let after = device.save();
-            assert!(after.is_ok_and(|after| device.restore(&after).is_ok()));
-        }
-        device.resume();
-    }
-    heals(&rig, false);
-    drop(rig);
     inline::choose(false);
 }
