@@ -1,7 +1,7 @@
 //! Kills `allod disk` with -9 at queue depth 32 under verified writes, again and again, and looks for one wrong block.
 //!
 //! ```text
-//! torture_disk [--kills N] [--seed N] [--dir DIR] [--cached] [--threads] [--forgetful]
+//! torture_disk [--kills N] [--seed N] [--dir DIR] [--cached] [--threads] [--encrypted] [--forgetful] [--flip]
 //! ```
 //! The program is guest, monitor and supervisor in one: it drives a volume over vhost-user, kills the backend (itself, executed
 //! again) at random moments, starts the next one, and resumes as QEMU does. Each block carries its number, a sequence number and a
@@ -11,7 +11,8 @@
 //! - a read returns the block's last completed write, whole;
 //! - at the end the file on disk holds exactly what was acknowledged.
 //!
-//! `--forgetful` leaves out the inflight record, and must find fault: it shows that the torture can.
+//! `--forgetful` leaves out the inflight record, `--flip` changes one bit of the file before it is compared; both must find fault: they
+//! show that the torture can.
 
 #[path = "../tests/driver/mod.rs"]
 mod driver;
@@ -28,8 +29,9 @@ use std::{
 };
 
 use disk::EngineKind;
+use disk::crypt::Cipher;
 use driver::{Done, Driver, Options, T_FLUSH, T_IN, T_OUT, listen};
-use model::disk::DiskSpec;
+use model::disk::{DiskKey, DiskSpec};
 use uuid::Uuid;
 use vm_memory::Bytes;
 
@@ -49,7 +51,9 @@ struct Arguments {
     dir: PathBuf,
     cached: bool,
     threads: bool,
+    encrypted: bool,
     forgetful: bool,
+    flip: bool,
 }
 
 fn main() -> ExitCode {
@@ -60,7 +64,9 @@ fn main() -> ExitCode {
         dir: std::env::temp_dir(),
         cached: false,
         threads: false,
+        encrypted: false,
         forgetful: false,
+        flip: false,
     };
     let mut backend = false;
     while let Some(word) = words.next() {
@@ -71,7 +77,9 @@ fn main() -> ExitCode {
             "--dir" => arguments.dir = words.next().expect("a directory").into(),
             "--cached" => arguments.cached = true,
             "--threads" => arguments.threads = true,
+            "--encrypted" => arguments.encrypted = true,
             "--forgetful" => arguments.forgetful = true,
+            "--flip" => arguments.flip = true,
             "--backend" => backend = true,
             other => panic!("unknown argument {other}"),
         }
@@ -91,7 +99,15 @@ fn spec(arguments: &Arguments) -> DiskSpec {
         queues: QUEUES,
         direct: !arguments.cached,
         transport: model::disk::DiskTransport::VhostUser,
-        key: None,
+        key: arguments.encrypted.then(key),
+    }
+}
+
+fn key() -> DiskKey {
+    DiskKey {
+        lineage: Uuid::from_u128(8),
+        data: [0x5a; 32],
+        tweak: [0xa5; 32],
     }
 }
 
@@ -161,9 +177,14 @@ fn torture(arguments: &Arguments) -> ExitCode {
     }
     wrong += guest.finish();
     backend.end();
-    wrong += guest.compare(&path);
+    if arguments.flip {
+        flip(&path, &mut random);
+    }
+    let cipher = arguments.encrypted.then(|| Cipher::new(&key()));
+    wrong += guest.compare(&path, cipher.as_ref());
     println!(
-        "torture disk: {} kills at depth {DEPTH}, {} writes, {} reads, {} flushes, {} in flight at a death, {wrong} blocks wrong, seed {}, {:.1} s",
+        "torture disk{}: {} kills at depth {DEPTH}, {} writes, {} reads, {} flushes, {} in flight at a death, {wrong} blocks wrong, seed {}, {:.1} s",
+        if arguments.encrypted { ", encrypted" } else { "" },
         arguments.kills,
         guest.writes,
         guest.reads,
@@ -177,6 +198,21 @@ fn torture(arguments: &Arguments) -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// One bit of the file is another.
+fn flip(path: &Path, random: &mut Random) {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .expect("the volume");
+    // In the part that is written most.
+    let at = random.below(64 * BLOCK as u64);
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("the volume");
+    byte[0] ^= 1 << random.below(8);
+    file.write_all_at(&byte, at).expect("the volume");
 }
 
 struct Supervisor {
@@ -193,6 +229,9 @@ impl Supervisor {
         }
         if self.arguments.threads {
             command.arg("--threads");
+        }
+        if self.arguments.encrypted {
+            command.arg("--encrypted");
         }
         let from: Vec<i32> = self.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let place = move || {
@@ -443,13 +482,16 @@ impl Guest {
     }
 
     /// Compares the file with what was acknowledged.
-    fn compare(&self, path: &Path) -> u32 {
+    fn compare(&self, path: &Path, cipher: Option<&Cipher>) -> u32 {
         let file = File::open(path).expect("the volume");
         let mut bytes = [0; BLOCK];
         (0..BLOCKS)
             .filter(|block| {
                 file.read_exact_at(&mut bytes, block * BLOCK as u64)
                     .expect("the volume");
+                if let Some(cipher) = cipher {
+                    cipher.open(block * BLOCK as u64, &mut bytes);
+                }
                 !self.check(*block, &bytes, "file")
             })
             .count() as u32

@@ -26,9 +26,25 @@ fn two_hundred_deaths_leave_no_block_wrong() {
     for engine in [
         &["--kills", "200"][..],
         &["--kills", "50", "--threads", "--cached"],
+        &["--kills", "100", "--encrypted"],
+        &["--kills", "25", "--encrypted", "--threads", "--cached"],
     ] {
         let (good, text) = torture(engine);
         assert!(good && text.contains(" 0 blocks wrong"), "{text}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_found() {
+    for volume in [
+        &["--kills", "3", "--flip"][..],
+        &["--kills", "3", "--flip", "--encrypted"],
+    ] {
+        let (good, text) = torture(volume);
+        assert!(
+            !good && text.contains("blocks wrong") && !text.contains(" 0 blocks wrong"),
+            "{text}"
+        );
     }
 }
 

@@ -26,17 +26,20 @@ pub fn disk(kills: Option<u32>, steps: &Steps) -> Result<()> {
         &["-p", "allod-disk"],
         steps,
     )?;
-    let step = steps.start("torture disk");
-    let mut command = Command::new(example);
-    if let Some(kills) = kills {
-        command.args(["--kills", &kills.to_string()]);
+    for kind in [&[][..], &["--encrypted"]] {
+        let step = steps.start("torture disk");
+        let mut command = Command::new(&example);
+        command.args(kind);
+        if let Some(kills) = kills {
+            command.args(["--kills", &kills.to_string()]);
+        }
+        let status = command
+            .status()
+            .with_context(|| format!("cannot start {}", line(&command)))?;
+        if !status.success() {
+            bail!("torture disk ended with {status}");
+        }
+        step.done("");
     }
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start {}", line(&command)))?;
-    if !status.success() {
-        bail!("torture disk ended with {status}");
-    }
-    step.done("");
     Ok(())
 }
