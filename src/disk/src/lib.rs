@@ -12,6 +12,9 @@ pub mod backup;
 pub mod config_drive;
 pub mod convert;
 pub mod crypt;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod io;
 mod nbd;
 pub mod pool;

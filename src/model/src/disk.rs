@@ -16,6 +16,12 @@ pub enum ImageFormat {
     Qcow2,
     /// An ISO 9660 image; kept as it is.
     Iso,
+    /// VMware's format, sparse or stream-optimized, in one file.
+    Vmdk,
+    /// Microsoft's first format, fixed or dynamic.
+    Vhd,
+    /// Microsoft's second format, fixed or dynamic.
+    Vhdx,
 }
 
 /// How a guest's engine reaches a disk's owner.

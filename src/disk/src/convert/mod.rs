@@ -6,7 +6,13 @@
 
 mod copy;
 mod detect;
+#[cfg(any(test, feature = "fuzzing"))]
+mod mend;
 mod qcow2;
+mod source;
+mod vhd;
+mod vhdx;
+mod vmdk;
 
 use std::{
     fs::File,
@@ -20,7 +26,15 @@ use thiserror::Error;
 
 use copy::Output;
 pub use detect::{Shown, detect};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use mend::mend;
 use qcow2::Qcow2;
+use vhd::Vhd;
+use vhdx::Vhdx;
+use vmdk::Vmdk;
+
+/// No disk is larger, whatever the limit: sums of a few offsets stay far below the end of their type.
+const MAX_SIZE: u64 = 1 << 60;
 
 /// Why a file was not converted.
 #[derive(Debug, Error)]
@@ -44,6 +58,11 @@ pub enum ConvertError {
     /// The file breaks its format's rules.
     #[error("the image is damaged: {0}")]
     Damaged(&'static str),
+    /// It was copied while it was in use, or its program crashed.
+    #[error(
+        "the image was not closed ({0}): open and close it with the program that made it, and upload it again"
+    )]
+    Unclosed(&'static str),
     /// No bytes.
     #[error("the image is empty")]
     Empty,
@@ -94,18 +113,24 @@ pub fn run(spec: &ConvertSpec, input: OwnedFd, output: OwnedFd) -> Result<Conver
         ImageFormat::Raw => (shown == Shown::Raw, "raw"),
         ImageFormat::Qcow2 => (shown == Shown::Qcow2, "qcow2"),
         ImageFormat::Iso => (shown == Shown::Iso, "iso"),
+        ImageFormat::Vmdk => (shown == Shown::Vmdk, "vmdk"),
+        ImageFormat::Vhd => (shown == Shown::Vhd, "vhd"),
+        ImageFormat::Vhdx => (shown == Shown::Vhdx, "vhdx"),
     };
     if !fits {
         return Err(ConvertError::Mismatch { shown, named });
     }
     let limits = Limits {
-        size: spec.max_virtual_size,
+        size: spec.max_virtual_size.min(MAX_SIZE),
         seconds: spec.max_seconds,
         end: Instant::now() + Duration::from_secs(spec.max_seconds),
     };
     let mut output = Output::new(File::from(output))?;
     let virtual_size = match spec.format {
         ImageFormat::Qcow2 => Qcow2::open(&input, len, &limits)?.copy(&mut output, &limits)?,
+        ImageFormat::Vmdk => Vmdk::open(&input, len, &limits)?.copy(&mut output, &limits)?,
+        ImageFormat::Vhd => Vhd::open(&input, len, &limits)?.copy(&mut output, &limits)?,
+        ImageFormat::Vhdx => Vhdx::open(&input, len, &limits)?.copy(&mut output, &limits)?,
         ImageFormat::Raw | ImageFormat::Iso => copy::plain(&input, len, &mut output, &limits)?,
     };
     let allocated = output.finish(virtual_size)?;

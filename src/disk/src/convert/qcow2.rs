@@ -4,14 +4,14 @@
 //! that are copied are no more than the file holds (compressed: than it can be inflated to), however cleverly tables share
 //! entries. Backing files, external data files and encryption are refused.
 
-use std::{fs::File, io::Read, os::unix::fs::FileExt};
+use std::{fs::File, io::Read};
 
 use miniz_oxide::inflate::{
     TINFLStatus,
     core::{DecompressorOxide, decompress, inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF},
 };
 
-use super::{ConvertError, Limits, copy::Output};
+use super::{ConvertError, Limits, copy::Output, source::Source};
 
 const HEADER_V2: usize = 72;
 const HEADER_V3: usize = 104;
@@ -38,25 +38,23 @@ enum Compression {
 /// An image whose header was found good.
 #[derive(Debug)]
 pub(super) struct Qcow2<'a> {
-    file: &'a File,
-    len: u64,
+    source: Source<'a>,
     size: u64,
     version: u32,
     cluster_bits: u32,
     compression: Compression,
     l1: Vec<u64>,
-    /// What may still be read: the file's own length, so that nothing is read twice.
-    budget: u64,
 }
 
 impl<'a> Qcow2<'a> {
     pub(super) fn open(file: &'a File, len: u64, limits: &Limits) -> Result<Self, ConvertError> {
+        let source = Source::new(file, len);
         let mut header = [0u8; HEADER_V3 + 8];
         let n = header.len().min(usize::try_from(len).unwrap_or(usize::MAX));
         if n < HEADER_V2 {
             return Err(ConvertError::Damaged("its header is cut off"));
         }
-        file.read_exact_at(&mut header[..n], 0)?;
+        source.read_unspent(&mut header[..n], 0)?;
         let u32_at = |at: usize| u32::from_be_bytes(std::array::from_fn(|i| header[at + i]));
         let u64_at = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| header[at + i]));
 
@@ -101,14 +99,12 @@ impl<'a> Qcow2<'a> {
             return Err(ConvertError::Empty);
         }
         let mut image = Self {
-            file,
-            len,
+            source,
             size,
             version,
             cluster_bits,
             compression,
             l1: Vec::new(),
-            budget: len,
         };
         image.read_l1(u64_at(40), u32_at(36))?;
         Ok(image)
@@ -189,13 +185,13 @@ impl<'a> Qcow2<'a> {
         if offset == 0 {
             return Ok(false);
         }
-        if !offset.is_multiple_of(self.cluster()) || offset >= self.len {
+        if !offset.is_multiple_of(self.cluster()) || offset >= self.source.len() {
             return Err(ConvertError::Damaged("a cluster lies outside the file"));
         }
         // The last cluster of a file may be cut off.
-        let there = (self.len - offset).min(buffer.len() as u64) as usize;
-        self.spend(there as u64)?;
-        self.file.read_exact_at(&mut buffer[..there], offset)?;
+        let there = (self.source.len() - offset).min(buffer.len() as u64) as usize;
+        self.source
+            .read(&mut buffer[..there], offset, "a cluster lies outside the file")?;
         buffer[there..].fill(0);
         Ok(true)
     }
@@ -210,22 +206,22 @@ impl<'a> Qcow2<'a> {
         let bits = 62 - (self.cluster_bits - 8);
         let offset = entry & ((1 << bits) - 1);
         let sectors = ((entry & !COPIED & !COMPRESSED) >> bits) + 1;
-        if offset >= self.len {
+        if offset >= self.source.len() {
             return Err(ConvertError::Damaged(
                 "a compressed cluster lies outside the file",
             ));
         }
         // Sectors are counted from the one in which the data begin; at most two clusters' worth by construction.
-        let there = (sectors * 512 - offset % 512).min(self.len - offset);
+        let there = (sectors * 512 - offset % 512).min(self.source.len() - offset);
         // Neighbours share sectors at both ends. No cluster is packed into less than this: deflate's best is 1 : 1032, and zstd
         // needs a frame's header and a block's.
         let least = match self.compression {
             Compression::Deflate => self.cluster() / 1040,
             Compression::Zstd => 8,
         };
-        self.spend(there.saturating_sub(1024).max(least).max(1))?;
+        self.source.spend(there.saturating_sub(1024).max(least).max(1))?;
         packed.resize(there as usize, 0);
-        self.file.read_exact_at(packed, offset)?;
+        self.source.read_unspent(packed, offset)?;
         let whole = match self.compression {
             Compression::Deflate => inflate(inflater, packed, buffer),
             Compression::Zstd => unzstd(packed, buffer),
@@ -238,21 +234,13 @@ impl<'a> Qcow2<'a> {
     }
 
     fn read_table(&mut self, offset: u64, bytes: usize) -> Result<Vec<u8>, ConvertError> {
-        let end = offset.checked_add(bytes as u64);
-        if !offset.is_multiple_of(self.cluster()) || end.is_none_or(|end| end > self.len) {
-            return Err(ConvertError::Damaged("a table lies outside the file"));
+        const OUTSIDE: &str = "a table lies outside the file";
+        if !offset.is_multiple_of(self.cluster()) || !self.source.holds(offset, bytes as u64) {
+            return Err(ConvertError::Damaged(OUTSIDE));
         }
-        self.spend(bytes as u64)?;
         let mut table = vec![0; bytes];
-        self.file.read_exact_at(&mut table, offset)?;
+        self.source.read(&mut table, offset, OUTSIDE)?;
         Ok(table)
-    }
-
-    fn spend(&mut self, bytes: u64) -> Result<(), ConvertError> {
-        self.budget = self.budget.checked_sub(bytes).ok_or(ConvertError::Damaged(
-            "it refers to the same clusters again and again",
-        ))?;
-        Ok(())
     }
 }
 
