@@ -201,10 +201,13 @@ pub struct Image {
 }
 
 /// Formats by the names that Glance has for them.
-pub const FORMATS: [(ImageFormat, &str); 3] = [
+pub const FORMATS: [(ImageFormat, &str); 6] = [
     (ImageFormat::Raw, "raw"),
     (ImageFormat::Qcow2, "qcow2"),
     (ImageFormat::Iso, "iso"),
+    (ImageFormat::Vmdk, "vmdk"),
+    (ImageFormat::Vhd, "vhd"),
+    (ImageFormat::Vhdx, "vhdx"),
 ];
 
 /// Glance's name of a format.
@@ -225,7 +228,10 @@ pub fn parse_format(name: &str) -> Result<ImageFormat> {
         .find(|(_, known)| *known == name)
         .map(|(format, _)| *format);
     found.ok_or_else(|| {
-        let text = format!("Invalid disk format '{name}' for image. This cloud takes raw, qcow2 and iso.");
+        let text = format!(
+            "Invalid disk format '{name}' for image. This cloud takes {}.",
+            FORMATS.map(|(_, known)| known).join(", ")
+        );
         Error::BadRequest(text)
     })
 }

@@ -73,7 +73,7 @@ async fn a_download_gives_what_was_uploaded_in_every_format() {
     let test = cloud().await;
     let ctx = test.context("ann", "one", "member").await;
     let bytes: Vec<u8> = (0..10_000_u32).map(|i| (i % 251) as u8).collect();
-    for format in ["raw", "iso", "qcow2"] {
+    for format in ["raw", "iso", "qcow2", "vmdk", "vhd", "vhdx"] {
         let id = queued(&test, &ctx, format).await;
         assert!(
             data::download(&test.cloud, &ctx, id).await.unwrap().is_none(),
@@ -353,7 +353,9 @@ async fn attributes_have_types_and_limits() {
         json!({"name": 1}),
         json!({"name": "x".repeat(256)}),
         json!({"visibility": "secret"}),
-        json!({"disk_format": "vmdk"}),
+        json!({"disk_format": "vdi"}),
+        json!({"disk_format": "ploop"}),
+        json!({"disk_format": "VMDK"}),
         json!({"container_format": "docker"}),
         json!({"min_disk": -1}),
         json!({"min_ram": "much"}),
