@@ -300,6 +300,42 @@ async fn collections_link_their_pages() {
 }
 
 #[tokio::test]
+async fn every_format_of_the_schema_is_taken_and_no_other() {
+    let test = cloud().await;
+    let client = Client::admin(&test).await;
+    let schema = client.get("/image/v2/schemas/image").await.json();
+    let formats = ["raw", "qcow2", "iso", "vmdk", "vhd", "vhdx"];
+    let mut listed = vec![json!(null)];
+    listed.extend(formats.map(|format| json!(format)));
+    assert_eq!(schema["properties"]["disk_format"]["enum"], json!(listed));
+    let octets = [("content-type", "application/octet-stream")];
+    for format in formats {
+        let body = json!({"name": format, "disk_format": format, "container_format": "bare"});
+        let image = client.json(Method::POST, "/image/v2/images", &body).await.json();
+        let this = format!("/image{}", image["self"].as_str().unwrap());
+        let file = format!("{this}/file");
+        let sent = client.send(Method::PUT, &file, &octets, vec![7; 2048]).await;
+        assert_eq!(sent.status, 204, "{format}");
+        let image = client.get(&this).await.json();
+        assert_eq!(
+            (&image["status"], &image["disk_format"], &image["virtual_size"]),
+            (&json!("active"), &json!(format), &json!(2048))
+        );
+        assert_eq!(client.get(&file).await.bytes, vec![7; 2048], "{format}");
+        let found = client
+            .get(&format!("/image/v2/images?disk_format={format}"))
+            .await
+            .json();
+        assert_eq!(found["images"].as_array().map(Vec::len), Some(1), "{format}");
+    }
+    for format in ["ploop", "vdi", "ami", "vpc", "VHD"] {
+        let body = json!({"name": format, "disk_format": format, "container_format": "bare"});
+        let refused = client.json(Method::POST, "/image/v2/images", &body).await;
+        assert_eq!(refused.status, 400, "{format}");
+    }
+}
+
+#[tokio::test]
 async fn an_image_goes_in_and_comes_out() {
     let test = cloud().await;
     let client = Client::admin(&test).await;
