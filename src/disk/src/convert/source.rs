@@ -18,6 +18,8 @@ pub(super) struct Source<'a> {
     file: &'a File,
     len: u64,
     budget: u64,
+    /// What is being copied; kept from copy to copy.
+    chunk: Vec<u8>,
 }
 
 impl<'a> Source<'a> {
@@ -26,6 +28,7 @@ impl<'a> Source<'a> {
             file,
             len,
             budget: len,
+            chunk: Vec::new(),
         }
     }
 
@@ -78,8 +81,8 @@ impl<'a> Source<'a> {
         if !self.holds(from, bytes) {
             return Err(ConvertError::Damaged(outside));
         }
-        // At most CHUNK.
-        let mut chunk = vec![0; bytes.min(CHUNK) as usize];
+        let mut chunk = std::mem::take(&mut self.chunk);
+        chunk.resize(CHUNK as usize, 0);
         let mut done = 0;
         while done < bytes {
             limits.check_time()?;
@@ -89,6 +92,7 @@ impl<'a> Source<'a> {
             output.write(&chunk[..n], to + done)?;
             done += n as u64;
         }
+        self.chunk = chunk;
         Ok(())
     }
 }
