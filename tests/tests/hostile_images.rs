@@ -75,6 +75,35 @@ impl Header {
     }
 }
 
+/// A sparse VMDK extent of so many sectors, none of which is there, with this descriptor.
+fn vmdk(sectors: u64, descriptor: &str) -> Vec<u8> {
+    let mut file = b"KDMV\x01\0\0\0\x01\0\0\0".to_vec();
+    for number in [sectors, 8, 1, 2] {
+        file.extend(number.to_le_bytes());
+    }
+    file.extend(512u32.to_le_bytes());
+    for number in [0, 4, 8u64] {
+        file.extend(number.to_le_bytes());
+    }
+    file.extend(b"\0\n \r\n");
+    file.resize(512, 0);
+    file.extend(descriptor.as_bytes());
+    file.resize(8192, 0);
+    file
+}
+
+/// 4 KiB and a VHD footer of this type (2: fixed, 4: differencing).
+fn vhd(kind: u8, size: u64) -> Vec<u8> {
+    let mut footer = b"conectix\0\0\0\x02\0\x01\0\0".to_vec();
+    footer.resize(48, 0xff);
+    footer.extend(size.to_be_bytes());
+    footer.extend([0, 0, 0, 0, 0, 0, 0, kind]);
+    let sum: u32 = footer.iter().map(|byte| u32::from(*byte)).sum();
+    footer.extend((!sum).to_be_bytes());
+    footer.resize(512, 0);
+    [vec![0; 4096], footer].concat()
+}
+
 /// Uploads a file and gives the image's id and the status that the upload was answered with.
 fn upload(client: &mut Client, name: &str, format: &str, file: &[u8]) -> (String, u16) {
     let body = json!({"name": name, "disk_format": format, "container_format": "bare"});
@@ -114,6 +143,16 @@ fn a_hostile_upload_reads_nothing_hangs_nothing_and_fills_nothing() {
     // The header itself is right: unspoiled, it is an image of zeros.
     let (id, status) = upload(&mut client, "unspoiled", "qcow2", &Header::default().file());
     assert_eq!((status, settled(&mut client, &id).as_str()), (204, "active"));
+
+    let whole = "version=1\nparentCID=ffffffff\ncreateType=\"monolithicSparse\"\nRW 8 SPARSE \"x\"\n";
+    for (format, file) in [("vmdk", vmdk(8, whole)), ("vhd", vhd(2, 4096))] {
+        let (id, status) = upload(&mut client, "unspoiled", format, &file);
+        assert_eq!(
+            (status, settled(&mut client, &id).as_str()),
+            (204, "active"),
+            "{format}"
+        );
+    }
 
     let mut hostile: BTreeMap<&str, (&str, Vec<u8>)> = BTreeMap::new();
     let mut add = |name, header: Header| hostile.insert(name, ("qcow2", header.file()));
@@ -214,6 +253,30 @@ fn a_hostile_upload_reads_nothing_hangs_nothing_and_fills_nothing() {
     );
     hostile.insert("nothing", ("qcow2", Vec::new()));
     hostile.insert("raw that calls itself qcow2", ("qcow2", vec![0x5a; 1 << 20]));
+
+    let shadow = "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\
+                  RW 8 FLAT \"/etc/shadow\" 0\n";
+    hostile.insert("a VMDK descriptor of the host's file", ("vmdk", shadow.into()));
+    hostile.insert("one that calls itself raw", ("raw", shadow.into()));
+    hostile.insert("one inside of an extent", ("vmdk", vmdk(0, shadow)));
+    let flat = shadow.replace("monolithicFlat", "monolithicSparse");
+    hostile.insert("one that calls itself sparse", ("vmdk", vmdk(8, &flat)));
+    let child = flat.replace("FLAT \"/etc/shadow\" 0", "SPARSE \"x\"");
+    let child = child.replace(
+        "parentCID=ffffffff",
+        "parentCID=1\nparentFileNameHint=\"/etc/passwd\"",
+    );
+    hostile.insert("a VMDK with a parent", ("vmdk", vmdk(8, &child)));
+    hostile.insert("a VHD with a parent", ("vhd", vhd(4, 4096)));
+    hostile.insert("a VHD of 8 EiB", ("vhd", vhd(2, 1 << 63)));
+    hostile.insert("a VHD that calls itself raw", ("raw", vhd(2, 4096)));
+    hostile.insert(
+        "a VHDX of nothing else",
+        ("vhdx", [&b"vhdxfile"[..], &[0; 1 << 20]].concat()),
+    );
+    for format in ["vmdk", "vhd", "vhdx"] {
+        hostile.insert(format, (format, vec![0x5a; 1 << 20]));
+    }
 
     for (name, (format, file)) in &hostile {
         let (id, status) = upload(&mut client, name, format, file);
