@@ -687,15 +687,26 @@ pub fn uploads_are_converted_or_refused() {
             let content: Vec<u8> = (0..3_000_000u32).map(|i| (i / 4096 % 251) as u8).collect();
             let raw = world.folder.join("content.raw");
             std::fs::write(&raw, &content).unwrap();
-            let qcow2 = world.folder.join("content.qcow2");
-            let made = Command::new("qemu-img")
-                .args(["convert", "-O", "qcow2"])
-                .arg(&raw)
-                .arg(&qcow2)
-                .status()
-                .unwrap();
-            assert!(made.success());
-            for (number, path, format) in [(1, &raw, ImageFormat::Raw), (2, &qcow2, ImageFormat::Qcow2)] {
+            let image = |driver: &str| {
+                let image = world.folder.join(format!("content.{driver}"));
+                let made = Command::new("qemu-img")
+                    .args(["convert", "-O", driver])
+                    .arg(&raw)
+                    .arg(&image)
+                    .status()
+                    .unwrap();
+                assert!(made.success());
+                image
+            };
+            let images = [
+                (1, image("qcow2"), ImageFormat::Qcow2),
+                (2, image("vmdk"), ImageFormat::Vmdk),
+                (4, image("vpc"), ImageFormat::Vhd),
+                (5, image("vhdx"), ImageFormat::Vhdx),
+                (6, raw.clone(), ImageFormat::Raw),
+            ];
+            for (number, path, format) in &images {
+                let (number, format) = (*number, *format);
                 let image = Uuid::from_u128(number);
                 let converted = drivers.disks.import_image(image, path, format).await.unwrap();
                 assert!(converted.virtual_size >= content.len() as u64);
@@ -717,7 +728,7 @@ pub fn uploads_are_converted_or_refused() {
                 .unwrap_err();
             assert!(matches!(error, DriverError::BadInput(_)), "{error}");
             assert!(!refused.exists() && !drivers.disks.image_path(Uuid::from_u128(3)).exists());
-            assert_eq!(drivers.disks.list_volumes().await.unwrap().len(), 2);
+            assert_eq!(drivers.disks.list_volumes().await.unwrap().len(), images.len());
             node.tear_down(StopMode::Hard).await.unwrap();
             world.assert_clean();
             assert!(Path::new(&world.folder.join("pool.xfs")).exists(), "volumes stay");
