@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use model::disk::{DiskSpec, DiskTransport};
+use model::disk::{DiskLimits, DiskSpec, DiskTransport};
 use model::machine::{PowerState, StopMode};
 use model::net::MacAddr;
 use process::child::{Isolation, Launcher, Runtime};
@@ -81,6 +81,7 @@ fn disk(arguments: &Arguments, index: usize, path: &Path) -> Result<(DiskSpec, F
         direct: arguments.direct,
         transport: DiskTransport::Embedded,
         key: None,
+        limits: DiskLimits::default(),
     };
     Ok((spec, file))
 }

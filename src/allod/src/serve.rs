@@ -85,6 +85,7 @@ async fn run(config: Config, state: StateDir, listener: TcpListener, started: In
         cloud::compute::spawn_with(cloud.clone(), settings),
         cloud::volume::spawn(cloud.clone()),
         cloud::encryption::spawn(cloud.clone()),
+        cloud::compute::limits::spawn(cloud.clone()),
     ];
 
     let shutdown = CancellationToken::new();

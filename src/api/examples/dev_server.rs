@@ -38,6 +38,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         cloud::network::spawn(test.cloud.clone()),
         cloud::compute::spawn(test.cloud.clone()),
         cloud::volume::spawn(test.cloud.clone()),
+        cloud::compute::limits::spawn(test.cloud.clone()),
     ];
     api::serve(
         vec![listener],

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use model::disk::{BackedUp, Converted, DiskKey, ImageFormat, PoolUsage};
+use model::disk::{BackedUp, Converted, DiskKey, DiskLimits, ImageFormat, PoolUsage};
 use model::machine::{Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
 use model::net::{SwitchStatus, Tables};
 use tokio::sync::broadcast;
@@ -61,6 +61,10 @@ pub trait Machines: Send + Sync {
     async fn detach_disk(&self, machine: Uuid, volume: Uuid) -> Result<(), DriverError>;
     /// A volume has grown to this many bytes ([`Disks::grow_volume`]): tell the machine that has it, if one runs.
     async fn resize_disk(&self, volume: Uuid, size: u64) -> Result<(), DriverError>;
+    /// How much the disks of a machine may be used, by their volumes, as it was last told; none if it does not run.
+    async fn disk_limits(&self, machine: Uuid) -> Result<Vec<(Uuid, DiskLimits)>, DriverError>;
+    /// A disk of a running machine may be used this much from now on. It does not have it, or does not run: nothing happens.
+    async fn limit_disk(&self, machine: Uuid, volume: Uuid, limits: &DiskLimits) -> Result<(), DriverError>;
     /// Give a running machine one more network interface; as [`Machines::attach_disk`].
     async fn attach_port(&self, machine: Uuid, nic: &MachineNic) -> Result<(), DriverError>;
     /// Take a network interface from a running machine; as [`Machines::detach_disk`].

@@ -54,4 +54,9 @@ pub const STEPS: &[Step] = &[
         name: "volume: what types say of encryption",
         sql: crate::volume::type_encryption::SCHEMA,
     },
+    Step {
+        number: 11,
+        name: "volume: classes",
+        sql: crate::volume::SCHEMA_CLASSES,
+    },
 ];

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
-use model::disk::{BackedUp, Converted, ImageFormat, PoolUsage, VolumeSource};
+use model::disk::{BackedUp, Converted, DiskLimits, ImageFormat, PoolUsage, VolumeSource};
 use model::machine::{Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
 use model::net::{SwitchStatus, Tables};
 use tokio::sync::broadcast;
@@ -313,6 +313,22 @@ impl Machines for Remembering {
             disk.size = size;
         }
         Ok(())
+    }
+
+    async fn disk_limits(&self, machine: Uuid) -> Result<Vec<(Uuid, DiskLimits)>, DriverError> {
+        let state = self.state();
+        let disks = state.machines.get(&machine).map(|(machine, _)| &machine.disks);
+        let disks = disks.into_iter().flatten();
+        Ok(disks.map(|disk| (disk.volume, disk.limits)).collect())
+    }
+
+    async fn limit_disk(&self, machine: Uuid, volume: Uuid, limits: &DiskLimits) -> Result<(), DriverError> {
+        self.change("limit_disk", machine, |machine| {
+            let disks = machine.disks.iter_mut();
+            disks
+                .filter(|disk| disk.volume == volume)
+                .for_each(|disk| disk.limits = *limits);
+        })
     }
 
     async fn attach_port(&self, machine: Uuid, nic: &MachineNic) -> Result<(), DriverError> {

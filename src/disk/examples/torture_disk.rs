@@ -1,7 +1,7 @@
 //! Kills `allod disk` with -9 at queue depth 32 under verified writes, again and again, and looks for one wrong block.
 //!
 //! ```text
-//! torture_disk [--kills N] [--seed N] [--dir DIR] [--cached] [--threads] [--encrypted] [--forgetful] [--flip]
+//! torture_disk [--kills N] [--seed N] [--dir DIR] [--cached] [--threads] [--encrypted] [--limited] [--forgetful] [--flip]
 //! ```
 //! The program is guest, monitor and supervisor in one: it drives a volume over vhost-user, kills the backend (itself, executed
 //! again) at random moments, starts the next one, and resumes as QEMU does. Each block carries its number, a sequence number and a
@@ -11,6 +11,7 @@
 //! - a read returns the block's last completed write, whole;
 //! - at the end the file on disk holds exactly what was acknowledged.
 //!
+//! `--limited` lets most requests wait for their turn in the backend's limits.
 //! `--forgetful` leaves out the inflight record, `--flip` changes one bit of the file before it is compared; both must find fault: they
 //! show that the torture can.
 
@@ -31,7 +32,7 @@ use std::{
 use disk::EngineKind;
 use disk::crypt::Cipher;
 use driver::{Done, Driver, Options, T_FLUSH, T_IN, T_OUT, listen};
-use model::disk::{DiskKey, DiskSpec};
+use model::disk::{DiskKey, DiskLimits, DiskSpec, Rate};
 use uuid::Uuid;
 use vm_memory::Bytes;
 
@@ -52,6 +53,7 @@ struct Arguments {
     cached: bool,
     threads: bool,
     encrypted: bool,
+    limited: bool,
     forgetful: bool,
     flip: bool,
 }
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         cached: false,
         threads: false,
         encrypted: false,
+        limited: false,
         forgetful: false,
         flip: false,
     };
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
             "--cached" => arguments.cached = true,
             "--threads" => arguments.threads = true,
             "--encrypted" => arguments.encrypted = true,
+            "--limited" => arguments.limited = true,
             "--forgetful" => arguments.forgetful = true,
             "--flip" => arguments.flip = true,
             "--backend" => backend = true,
@@ -100,6 +104,11 @@ fn spec(arguments: &Arguments) -> DiskSpec {
         direct: !arguments.cached,
         transport: model::disk::DiskTransport::VhostUser,
         key: arguments.encrypted.then(key),
+        limits: DiskLimits {
+            // What passes before any waits is little, in a life of a few milliseconds too.
+            total_iops: arguments.limited.then_some(Rate::steady(100)),
+            ..DiskLimits::default()
+        },
     }
 }
 
@@ -232,6 +241,9 @@ impl Supervisor {
         }
         if self.arguments.encrypted {
             command.arg("--encrypted");
+        }
+        if self.arguments.limited {
+            command.arg("--limited");
         }
         let from: Vec<i32> = self.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let place = move || {

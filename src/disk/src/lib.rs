@@ -16,10 +16,12 @@ pub mod crypt;
 #[doc(hidden)]
 pub mod fuzzing;
 mod io;
+mod limits;
 mod nbd;
 pub mod pool;
 mod serve;
 mod sparse;
 
 pub use io::{Engine, EngineKind};
+pub use limits::Limited;
 pub use serve::{ServeError, open, run, run_with};

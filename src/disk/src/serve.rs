@@ -3,9 +3,9 @@
 //! One thread owns everything and sleeps in epoll while nothing happens:
 //!
 //! ```text
-//!  vhost-user socket ──▶ Connection ─┬─ rings ──▶ Block ──▶ Engine ──▶ the volume's file
-//!  control socket    ──▶ Channels    │    ▲                   │
-//!  kick eventfds     ────────────────┘    └──── used ◀────────┘
+//!  vhost-user socket ──▶ Connection ─┬─ rings ──▶ Block ──▶ Limited ──▶ Engine ──▶ the volume's file
+//!  control socket    ──▶ Channels    │    ▲                               │
+//!  kick eventfds     ────────────────┘    └──── used ◀────────────────────┘
 //! ```
 //!
 //! After the start nothing is opened by name: the file and the two listening sockets come from the daemon.
@@ -13,6 +13,9 @@
 //! **Death at any moment.** Requests that were taken but not returned are noted in a record that the frontend keeps
 //! ([`virtio::inflight`]); the next process carries them out again. Before it does, it waits for what its predecessor left in the kernel:
 //! a late write of the dead one must not overwrite a newer one.
+//!
+//! **Limits** make requests wait ([`crate::limits`]). Nothing waits for those: a ring that stops leaves them in the record, or, where a
+//! frontend keeps none, in their turn.
 //!
 //! **A full pool** parks writes and tries them again every second; [`DiskStatus::paused`] says so.
 
@@ -33,13 +36,16 @@ use process::control::{self, Channel};
 use thiserror::Error;
 use tracing::{debug, info, warn};
 use virtio::{
-    block::{Block, Finished, Geometry, QUEUE_SIZE, SECTOR, feature},
+    block::{Block, BlockBackend, Finished, Geometry, QUEUE_SIZE, SECTOR, feature},
     chain::Chain,
     vhost_user::{self, Connection, Event, Next, Offer, Stops},
 };
 
-use crate::crypt::Cipher;
-use crate::io::{Engine, EngineKind};
+use crate::{
+    crypt::Cipher,
+    io::{Engine, EngineKind},
+    limits::Limited,
+};
 
 /// Rings of a device.
 const MAX_QUEUES: u16 = 16;
@@ -53,6 +59,7 @@ const LISTENER: u64 = 0;
 const CONTROL_LISTENER: u64 = 1;
 const ENGINE: u64 = 2;
 const CONNECTION: u64 = 3;
+const TIMER: u64 = 4;
 const CONTROL: u64 = 1 << 8;
 const KICK: u64 = 1 << 16;
 
@@ -61,7 +68,7 @@ const KICK: u64 = 1 << 16;
 pub enum ServeError {
     /// The specification asks for what there is not.
     #[error("a disk has 1 to {MAX_QUEUES} queues, and a size in whole sectors: {0:?}")]
-    Spec(DiskSpec),
+    Spec(Box<DiskSpec>),
     /// The file is smaller than the volume.
     #[error("the volume's file has {has} bytes, not {asked}")]
     Short {
@@ -103,9 +110,13 @@ pub fn run_with(
 ///
 /// # Errors
 /// If the specification does not fit the file, or the file cannot be used.
-pub fn open(spec: &DiskSpec, file: File, kind: EngineKind) -> Result<(Geometry, Engine), ServeError> {
+pub fn open(
+    spec: &DiskSpec,
+    file: File,
+    kind: EngineKind,
+) -> Result<(Geometry, Limited<Engine>), ServeError> {
     if spec.queues == 0 || spec.queues > MAX_QUEUES || !spec.size.is_multiple_of(SECTOR) {
-        return Err(ServeError::Spec(spec.clone()));
+        return Err(ServeError::Spec(Box::new(spec.clone())));
     }
     let has = file.metadata()?.len();
     if has < spec.size {
@@ -126,7 +137,7 @@ pub fn open(spec: &DiskSpec, file: File, kind: EngineKind) -> Result<(Geometry, 
     let cipher = spec.key.as_ref().map(Cipher::new);
     let engine = Engine::new(file, geometry.depth(), spec.direct, kind, cipher)?;
     info!(volume = %spec.id, engine = engine.name(), direct = engine.is_direct(), "serving");
-    Ok((geometry, engine))
+    Ok((geometry, Limited::new(engine, &spec.limits)?))
 }
 
 struct Server {
@@ -134,7 +145,7 @@ struct Server {
     spec: DiskSpec,
     /// For its size, when the volume grows.
     file: File,
-    block: Block<Engine>,
+    block: Block<Limited<Engine>>,
     listener: UnixListener,
     connection: Option<Connection>,
     /// Rings that may have requests.
@@ -167,6 +178,9 @@ impl Server {
             EpollEvent::new(EpollFlags::EPOLLIN, CONTROL_LISTENER),
         )?;
         epoll.add(&engine, EpollEvent::new(EpollFlags::EPOLLIN, ENGINE))?;
+        if let Some(timer) = engine.timer() {
+            epoll.add(timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
+        }
         Ok(Self {
             epoll,
             ready: vec![false; usize::from(spec.queues)],
@@ -214,7 +228,8 @@ impl Server {
         match source {
             LISTENER => self.accept(),
             CONTROL_LISTENER => self.accept_control(),
-            ENGINE => {}
+            // What there is to do is done before the next sleep.
+            ENGINE | TIMER => {}
             CONNECTION => self.converse(),
             source if source >= KICK => {
                 if let Some(ready) = self.ready.get_mut((source - KICK) as usize) {
@@ -373,8 +388,8 @@ impl Server {
                 connection.ring(index).break_ring();
                 return;
             }
-            while !self.block.has_room() {
-                self.block.drain(None, &mut self.finished);
+            if !self.block.has_room() {
+                self.block.make_room(&mut self.finished);
                 Self::deliver(connection, &mut self.finished);
             }
             self.block
@@ -392,8 +407,11 @@ impl Server {
             Stops::All => 0..self.spec.queues,
         };
         for index in rings {
+            // What waits, for its turn or for space, the record keeps for the next start. Without a record it must be answered.
+            if connection.tracks_inflight(index) {
+                self.block.recall(Some(index));
+            }
             self.block.drain(Some(index), &mut self.finished);
-            // Writers that wait for space: the record keeps them for the next start. Without a record they must be answered.
             let answer = (!connection.tracks_inflight(index)).then_some(&mut self.finished);
             self.block.drop_parked(Some(index), answer);
         }
@@ -475,6 +493,9 @@ impl Server {
         match request {
             DiskRequest::Status => {}
             DiskRequest::Resize(size) => self.resize(size)?,
+            DiskRequest::SetLimits(limits) => {
+                self.block.backend().limit(&limits);
+            }
             DiskRequest::Stop => self.stop()?,
         }
         Ok(self.status())
@@ -496,6 +517,8 @@ impl Server {
             written_bytes: counters.written_bytes,
             errors: counters.errors,
             paused: (self.block.parked() > 0).then(|| "pool full".to_owned()),
+            limits: self.block.backend().limits(),
+            waiting: self.block.backend().waiting() as u64,
         }
     }
 

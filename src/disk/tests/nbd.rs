@@ -42,6 +42,7 @@ impl Served {
             direct: false,
             transport: DiskTransport::Nbd,
             key,
+            limits: model::disk::DiskLimits::default(),
         };
         let socket = UnixListener::bind(dir.path().join("nbd")).unwrap();
         let control = process::control::bind(&dir.path().join("control")).unwrap();

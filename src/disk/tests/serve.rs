@@ -38,6 +38,7 @@ fn spec() -> DiskSpec {
         direct: true,
         transport: model::disk::DiskTransport::VhostUser,
         key: None,
+        limits: model::disk::DiskLimits::default(),
     }
 }
 

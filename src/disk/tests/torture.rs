@@ -28,6 +28,7 @@ fn two_hundred_deaths_leave_no_block_wrong() {
         &["--kills", "50", "--threads", "--cached"],
         &["--kills", "100", "--encrypted"],
         &["--kills", "25", "--encrypted", "--threads", "--cached"],
+        &["--kills", "50", "--limited"],
     ] {
         let (good, text) = torture(engine);
         assert!(good && text.contains(" 0 blocks wrong"), "{text}");

@@ -81,12 +81,75 @@ pub struct DiskSpec {
     /// The file is encrypted with this. A specification with a key is never written to a file.
     #[serde(default)]
     pub key: Option<DiskKey>,
+    /// How much it may be used.
+    #[serde(default)]
+    pub limits: DiskLimits,
 }
 
 impl DiskSpec {
     /// The serial number that the guest reads: the first 20 characters of the volume's id.
     pub fn serial(&self) -> String {
         self.id.to_string().chars().take(20).collect()
+    }
+}
+
+/// How often something may happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Rate {
+    /// In a second, on the average.
+    pub per_second: u64,
+    /// For a while it may be more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<Burst>,
+}
+
+impl Rate {
+    /// Never more than this.
+    pub fn steady(per_second: u64) -> Self {
+        Rate {
+            per_second,
+            burst: None,
+        }
+    }
+}
+
+/// What may happen for a while, after an idle time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Burst {
+    /// In a second.
+    pub per_second: u64,
+    /// For how long.
+    pub seconds: u32,
+}
+
+/// How much a disk may be used; what is not limited is `None`. Reads and writes count for their own limits and for the total ones.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskLimits {
+    /// Requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_iops: Option<Rate>,
+    /// Reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_iops: Option<Rate>,
+    /// Writes, discards among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write_iops: Option<Rate>,
+    /// Bytes read or written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<Rate>,
+    /// Bytes read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_bytes: Option<Rate>,
+    /// Bytes written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write_bytes: Option<Rate>,
+}
+
+impl DiskLimits {
+    /// There are none.
+    pub fn is_unlimited(&self) -> bool {
+        *self == DiskLimits::default()
     }
 }
 
@@ -97,6 +160,8 @@ pub enum DiskRequest {
     Status,
     /// The volume's file has grown to this many bytes: tell the guest.
     Resize(u64),
+    /// The volume may be used this much from now on, also by requests that wait already.
+    SetLimits(DiskLimits),
     /// Complete what is in flight, flush, and end.
     Stop,
 }
@@ -120,6 +185,12 @@ pub struct DiskStatus {
     pub errors: u64,
     /// Why writers wait (`pool full`), if they do.
     pub paused: Option<String>,
+    /// How much it may be used.
+    #[serde(default)]
+    pub limits: DiskLimits,
+    /// Requests that wait for their turn in these limits.
+    #[serde(default)]
+    pub waiting: u64,
 }
 
 /// The specification of one conversion of an uploaded file to a raw image, run as a jailed child.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::disk::DiskLimits;
 use crate::net::MacAddr;
 
 /// Everything that an engine needs in order to start a guest. Compiled by `cloud`; it names volumes and ports, and
@@ -59,6 +60,9 @@ pub struct MachineDisk {
     pub size: u64,
     /// The guest cannot write.
     pub read_only: bool,
+    /// How much it may be used.
+    #[serde(default)]
+    pub limits: DiskLimits,
 }
 
 /// A network interface of a machine.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use model::disk::{DiskSpec, DiskTransport};
+use model::disk::{DiskLimits, DiskSpec, DiskTransport};
 use model::machine::{MachineEvent, PowerState, StopMode};
 use model::net::MacAddr;
 use tokio::sync::broadcast;
@@ -98,7 +98,7 @@ pub struct PlannedNic {
 #[derive(Debug, Clone)]
 pub enum PlannedDevice {
     /// A disk.
-    Disk(PlannedDisk),
+    Disk(Box<PlannedDisk>),
     /// A network interface.
     Nic(PlannedNic),
 }
@@ -187,6 +187,8 @@ pub trait Engine: Send + Sync {
     async fn unplug(&self, id: Uuid, socket: &str) -> Result<(), EngineError>;
     /// A disk's owner serves this many bytes from now on: tell the guest.
     async fn resize(&self, id: Uuid, socket: &str, bytes: u64) -> Result<(), EngineError>;
+    /// A disk that the engine owns may be used this much from now on.
+    async fn limit(&self, id: Uuid, socket: &str, limits: &DiskLimits) -> Result<(), EngineError>;
     /// Take over all machines that an earlier daemon started. One that ended meanwhile is reported as an event.
     async fn adopt(&self) -> Result<(), EngineError>;
     /// Machines that have a process.

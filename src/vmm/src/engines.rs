@@ -2,7 +2,7 @@
 //! until they end. So the choice may change, by configuration or with a release, while guests run.
 
 use async_trait::async_trait;
-use model::disk::DiskTransport;
+use model::disk::{DiskLimits, DiskTransport};
 use model::machine::{MachineEvent, PowerState, StopMode};
 use tokio::sync::broadcast;
 use tracing::warn;
@@ -93,6 +93,10 @@ impl Engine for Engines {
 
     async fn resize(&self, id: Uuid, socket: &str, bytes: u64) -> Result<(), EngineError> {
         self.of(id).resize(id, socket, bytes).await
+    }
+
+    async fn limit(&self, id: Uuid, socket: &str, limits: &DiskLimits) -> Result<(), EngineError> {
+        self.of(id).limit(id, socket, limits).await
     }
 
     async fn adopt(&self) -> Result<(), EngineError> {

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use model::disk::DiskLimits;
 use model::machine::{MachineEvent, PowerState, StopMode};
 use process::child::{Launcher, Process};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,7 @@ pub(crate) enum Command {
     Plug(PlannedDevice, Answer),
     Unplug(String, Answer),
     Resize(String, u64, Answer),
+    Limit(String, DiskLimits, Answer),
 }
 
 /// A machine's state, as its owner sees it.
@@ -294,7 +296,8 @@ impl Seat {
             | Command::Pause(answer)
             | Command::Resume(answer)
             | Command::Plug(_, answer)
-            | Command::Resize(_, _, answer)) = command;
+            | Command::Resize(_, _, answer)
+            | Command::Limit(_, _, answer)) = command;
             let _ = answer.send(Err(EngineError::Unattended));
         }
     }
@@ -318,7 +321,8 @@ impl Seat {
                 | Command::Pause(answer)
                 | Command::Resume(answer)
                 | Command::Plug(_, answer)
-                | Command::Resize(_, _, answer) => {
+                | Command::Resize(_, _, answer)
+                | Command::Limit(_, _, answer) => {
                     drop(answer.send(Err(EngineError::NotRunning)));
                 }
             }

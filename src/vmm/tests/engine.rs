@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::disk::{DiskSpec, DiskTransport};
+use model::disk::{DiskLimits, DiskSpec, DiskTransport};
 use model::machine::{MachineEvent, PowerState, StopMode};
 use process::child::{Isolation, Launcher, Runtime};
 use tokio::sync::broadcast;
@@ -364,6 +364,7 @@ async fn the_monitor_is_locked_in() {
                 direct: false,
                 transport: DiskTransport::Embedded,
                 key: None,
+                limits: DiskLimits::default(),
             },
             file: Arc::new(volume.reopen().unwrap()),
         }),

@@ -298,12 +298,12 @@ async fn a_guest_that_never_rests_is_given_devices() {
     for socket in ["disk1", "disk2"] {
         // The same disk by another name.
         std::os::unix::fs::symlink("disk0", plan.sockets().join(socket)).unwrap();
-        let disk = PlannedDevice::Disk(PlannedDisk {
+        let disk = PlannedDevice::Disk(Box::new(PlannedDisk {
             socket: socket.into(),
             queues: 1,
             serial: socket.into(),
             embedded: None,
-        });
+        }));
         for _ in 0..2 {
             bench.engine.plug(plan.id, &disk).await.unwrap();
         }

@@ -74,8 +74,8 @@ pub fn guest(start: Start) -> Result<(), String> {
 
 /// A volume's file as a disk of the embedded monitor.
 pub fn open_disk(spec: &DiskSpec, file: OwnedFd) -> Result<(Geometry, Box<dyn Storage>), String> {
-    let (geometry, engine) = disk::open(spec, file.into(), disk::EngineKind::Best).map_err(text)?;
-    Ok((geometry, Box::new(engine)))
+    let (geometry, storage) = disk::open(spec, file.into(), disk::EngineKind::Best).map_err(text)?;
+    Ok((geometry, Box::new(storage)))
 }
 
 /// What a conversion comes to.

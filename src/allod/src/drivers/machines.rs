@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cloud::driver::{Capacity, Disks, DriverError, Machines};
-use model::disk::{DiskSpec, DiskTransport};
+use model::disk::{DiskLimits, DiskSpec, DiskTransport};
 use model::machine::{Boot, Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
 use process::child::Launcher;
 use tokio::sync::broadcast;
@@ -278,6 +278,50 @@ impl Machines for MachinesDriver {
         shared.engine.resize(machine, &socket, size).await.map_err(failed)
     }
 
+    async fn disk_limits(&self, machine: Uuid) -> Result<Vec<(Uuid, DiskLimits)>, DriverError> {
+        if !self.shared.runs(machine) {
+            return Ok(Vec::new());
+        }
+        let described = read_machine(&self.shared.folder(machine)).map_err(failed)?;
+        let limits = |disk: &MachineDisk| (disk.volume, disk.limits);
+        Ok(described.disks.iter().map(limits).collect())
+    }
+
+    async fn limit_disk(&self, machine: Uuid, volume: Uuid, limits: &DiskLimits) -> Result<(), DriverError> {
+        let shared = &self.shared;
+        let parts = shared.parts(machine);
+        let parts = parts.lock().await;
+        if !shared.runs(machine) {
+            return Ok(());
+        }
+        let described = read_machine(&shared.folder(machine)).map_err(failed)?;
+        if !described.disks.iter().any(|disk| disk.volume == volume) {
+            return Ok(());
+        }
+        match parts.owners.iter().find(|(id, _)| *id == volume) {
+            Some((_, owner)) => owner.limit(*limits).await?,
+            // It is the engine that serves the volume.
+            None => {
+                let socket = disk_socket(volume);
+                shared
+                    .engine
+                    .limit(machine, &socket, limits)
+                    .await
+                    .map_err(failed)?;
+            }
+        }
+        // Written down last: what is written down has been told.
+        shared
+            .describe(machine, |machine| {
+                for disk in &mut machine.disks {
+                    if disk.volume == volume {
+                        disk.limits = *limits;
+                    }
+                }
+            })
+            .map(drop)
+    }
+
     async fn attach_port(&self, machine: Uuid, nic: &MachineNic) -> Result<(), DriverError> {
         let shared = &self.shared;
         let parts = shared.parts(machine);
@@ -392,7 +436,7 @@ impl Shared {
             parts.owners.push((volume, owner));
         }
         self.engine
-            .plug(machine.id, &PlannedDevice::Disk(planned))
+            .plug(machine.id, &PlannedDevice::Disk(Box::new(planned)))
             .await
             .map_err(failed)
     }
@@ -578,7 +622,9 @@ impl Shared {
                     direct: self.disks.direct(),
                     transport,
                     key: None,
+                    limits: disk.limits,
                 },
+                limits: Arc::new(Mutex::new(disk.limits)),
                 open: Arc::new(move || pool.open_volume(volume, read_only)),
                 control: folder.join(format!("{socket}.control")),
                 keys: self.disks.keys(),
@@ -600,7 +646,9 @@ impl Shared {
                     direct: false,
                     transport,
                     key: None,
+                    limits: DiskLimits::default(),
                 },
+                limits: Arc::default(),
                 open: Arc::new(move || File::open(&path).map_err(failed)),
                 socket: folder.join("sockets").join("config"),
                 control: folder.join("config.control"),

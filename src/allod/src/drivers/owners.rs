@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cloud::driver::{DiskKeys, DriverError};
 use disk::pool::lineage;
-use model::disk::{DiskRequest, DiskSpec, DiskStatus};
+use model::disk::{DiskLimits, DiskRequest, DiskSpec, DiskStatus};
 use process::child::{CgroupLimits, Launch, Launcher, Task};
 use process::control::Client;
 use process::jail::{Files, Limits, Profile};
@@ -43,6 +43,8 @@ pub struct Disk {
     pub name: String,
     /// What it serves.
     pub spec: DiskSpec,
+    /// How much it may be used by now: what a successor is told.
+    pub limits: Arc<Mutex<DiskLimits>>,
     /// Where the bytes are.
     pub open: Opener,
     /// The vhost-user socket, for the guest.
@@ -71,7 +73,12 @@ impl Disk {
             let purpose = format!("opening of volume {}", spec.id);
             spec.key = Some(self.keys.disk_key(lineage, &purpose).await?);
         }
+        spec.limits = *self.limits();
         Ok((spec, file))
+    }
+
+    fn limits(&self) -> MutexGuard<'_, DiskLimits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,23 +117,26 @@ impl Owner {
 
     /// The file has grown to this many bytes: it serves them from now on.
     pub async fn resize(&self, bytes: u64) -> Result<(), DriverError> {
-        let control = self.disk.control.clone();
-        blocking(move || {
-            let mut client: Client<DiskRequest, DiskStatus> =
-                Client::connect(&control, ANSWER).map_err(failed)?;
-            client
-                .call(&DiskRequest::Resize(bytes), &[])
-                .map(drop)
-                .map_err(failed)
-        })
-        .await
+        self.ask(DiskRequest::Resize(bytes)).await
+    }
+
+    /// The volume may be used this much from now on.
+    pub async fn limit(&self, limits: DiskLimits) -> Result<(), DriverError> {
+        // Its successor's first, should it end before it hears this.
+        *self.disk.limits() = limits;
+        self.ask(DiskRequest::SetLimits(limits)).await
+    }
+
+    async fn ask(&self, request: DiskRequest) -> Result<(), DriverError> {
+        let disk = self.disk.clone();
+        blocking(move || ask(&disk, &request)).await
     }
 
     /// End it: what is in flight is completed and flushed.
     pub async fn stop(mut self, launcher: Arc<Launcher>) -> Result<(), DriverError> {
         self.stopping.store(true, Ordering::Release);
         let disk = self.disk.clone();
-        let asked = blocking(move || ask_to_stop(&disk)).await;
+        let asked = blocking(move || ask(&disk, &DiskRequest::Stop)).await;
         let in_time = tokio::time::timeout(ANSWER, self.ended.wait_for(|ended| *ended))
             .await
             .is_ok();
@@ -263,10 +273,10 @@ fn launch(launcher: &Launcher, disk: &Disk, spec: &DiskSpec, file: &File) -> Res
     Ok(launched.task)
 }
 
-fn ask_to_stop(disk: &Disk) -> Result<(), DriverError> {
+fn ask(disk: &Disk, request: &DiskRequest) -> Result<(), DriverError> {
     let mut client: Client<DiskRequest, DiskStatus> =
         Client::connect(&disk.control, ANSWER).map_err(failed)?;
-    client.call(&DiskRequest::Stop, &[]).map(drop).map_err(failed)
+    client.call(request, &[]).map(drop).map_err(failed)
 }
 
 /// Kill a child by its runtime file, and strike it off.

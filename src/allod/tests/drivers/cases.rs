@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cloud::driver::{DiskKeys, DriverError, Drivers, VolumeSource};
 use disk::pool::PoolOptions;
-use model::disk::{DiskKey, DiskRequest, DiskStatus, ImageFormat};
+use model::disk::{DiskKey, DiskLimits, DiskRequest, DiskStatus, ImageFormat};
 use model::machine::{ConfigDriveFile, Machine, MachineDisk, MachineNic, PowerState, StopMode};
 use model::net::{Attachment, Network, Port, Subnet, SwitchStatus, Tables, Uplink};
 use nix::sched::{CloneFlags, unshare};
@@ -383,6 +383,7 @@ fn machine() -> Machine {
             volume: VOLUME,
             size: 1 << 20,
             read_only: false,
+            limits: DiskLimits::default(),
         }],
         nics: vec![MachineNic {
             port: PORT,
@@ -515,6 +516,7 @@ pub fn devices_come_and_go_while_a_guest_runs() {
             volume: MORE,
             size: 1 << 20,
             read_only: false,
+            limits: DiskLimits::default(),
         };
         let nic = &machine().nics[0];
         let owner = format!("disk-{MORE}");

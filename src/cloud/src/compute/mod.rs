@@ -22,6 +22,7 @@ pub mod groups;
 pub mod hosts;
 mod images;
 pub mod keypairs;
+pub mod limits;
 pub mod metadata;
 pub mod migrations;
 mod ports;

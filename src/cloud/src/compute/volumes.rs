@@ -155,7 +155,7 @@ pub(super) fn ready(conn: &Connection, server: Uuid) -> Result<Ready> {
 /// A server's volumes as its machine has them.
 pub(super) fn machine_disks(conn: &Connection, server: Uuid) -> Result<Vec<MachineDisk>> {
     let all = attachments::of_server(conn, server)?;
-    Ok(all.iter().map(attachments::Attachment::disk).collect())
+    all.iter().map(|attachment| attachment.disk(conn)).collect()
 }
 
 /// Snapshots of all volumes of a server, as an image's `block_device_mapping` has them.

@@ -16,6 +16,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::limits;
 use super::row::{self, Volume, uuid, uuid_or_null};
 use super::status::{AttachStatus, Status};
 use crate::compute::{Micros, now};
@@ -76,12 +77,16 @@ impl Attachment {
     }
 
     /// As a machine's description has it.
-    pub fn disk(&self) -> MachineDisk {
-        MachineDisk {
+    ///
+    /// # Errors
+    /// If the volume's limits cannot be read.
+    pub fn disk(&self, conn: &Connection) -> Result<MachineDisk> {
+        Ok(MachineDisk {
             volume: self.volume,
             size: self.bytes,
             read_only: self.read_only,
-        }
+            limits: limits::of_volume(conn, self.volume)?.unwrap_or_default(),
+        })
     }
 
     fn save(&self, conn: &Connection) -> Result<()> {

@@ -16,6 +16,7 @@ pub mod attach;
 pub mod attachments;
 pub mod backups;
 mod create;
+pub(crate) mod limits;
 pub mod list;
 pub mod messages;
 pub mod pool;
@@ -110,3 +111,6 @@ pub const POLICY: &[Rule] = &[
 
 /// Tables, and the default type.
 pub const SCHEMA: &str = include_str!("schema.sql");
+
+/// Types that limit what volumes may be used.
+pub const SCHEMA_CLASSES: &str = include_str!("classes.sql");

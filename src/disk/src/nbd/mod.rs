@@ -9,6 +9,8 @@
 //!  one thread      accepts a client, negotiates, and carries its requests out one after the other
 //! ```
 //!
+//! **Limits** hold a request back before it is carried out ([`crate::limits`]), and so all that come after it.
+//!
 //! **Death at any moment.** A request that was not answered is sent again by the client to the next process (QEMU's
 //! `reconnect-delay`); carrying it out twice is the same as once, for the client holds back what overlaps.
 
@@ -30,6 +32,7 @@ use std::os::fd::AsFd;
 use tracing::{debug, info, warn};
 
 use crate::crypt::{Cipher, UNIT};
+use crate::limits::Turnstile;
 use crate::serve::ServeError;
 
 /// Control connections at once: the daemon's, and that of its successor while it takes over.
@@ -43,6 +46,7 @@ struct Shared {
     size: AtomicU64,
     file: File,
     cipher: Option<Cipher>,
+    limits: Turnstile,
     counters: Counters,
     /// A write waits for space in the pool.
     full: AtomicBool,
@@ -84,6 +88,7 @@ pub fn run(spec: DiskSpec, file: OwnedFd, socket: OwnedFd, control: OwnedFd) -> 
     let shared = Arc::new(Shared {
         size: AtomicU64::new(spec.size),
         cipher: spec.key.as_ref().map(Cipher::new),
+        limits: Turnstile::new(&spec.limits),
         spec,
         file,
         counters: Counters::default(),
@@ -100,6 +105,7 @@ pub fn run(spec: DiskSpec, file: OwnedFd, socket: OwnedFd, control: OwnedFd) -> 
     let obeyed = obey(&shared, &UnixListener::from(control));
     // As a thread of the daemon, too, nothing may hold the volume after this.
     shared.stopping.store(true, Ordering::SeqCst);
+    shared.limits.close();
     shutdown(&*listener, Shutdown::Both).map_err(std::io::Error::from)?;
     if let Some(client) = shared.client().take() {
         // It may be gone already.
@@ -163,6 +169,10 @@ fn converse(shared: &Shared, channel: &mut Channel, stop: &mut bool) -> bool {
                         Ok(shared.status())
                     }
                     DiskRequest::Resize(size) => shared.resize(size).map(|()| shared.status()),
+                    DiskRequest::SetLimits(limits) => {
+                        shared.limits.limit(&limits);
+                        Ok(shared.status())
+                    }
                 };
                 if let Err(error) = channel.reply(request.id, answer) {
                     debug!(%error, "a control connection ended");
@@ -218,6 +228,7 @@ impl Shared {
             errors,
         } = &self.counters;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (limits, waiting) = self.limits.look();
         DiskStatus {
             connected: self.connected.load(Ordering::Relaxed),
             reads: load(reads),
@@ -227,6 +238,8 @@ impl Shared {
             written_bytes: load(written_bytes),
             errors: load(errors),
             paused: self.full.load(Ordering::Relaxed).then(|| "pool full".to_owned()),
+            limits,
+            waiting,
         }
     }
 }

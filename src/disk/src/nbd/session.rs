@@ -11,6 +11,8 @@ use rustix::fs::{FallocateFlags, fallocate, fdatasync};
 use tracing::{debug, warn};
 
 use super::Shared;
+use crate::limits::Cost;
+
 use super::protocol::{self, Request, command, command_flag, error, flag, info, option, reply};
 
 /// How long a write that finds the pool full waits before it is tried again.
@@ -70,7 +72,7 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
         }
         let code = match carry_out(&request, &mut data, shared) {
             Ok(()) => 0,
-            // A write that waited for space: without an answer the client sends it to the next owner.
+            // A request that waited, for space or for its turn: without an answer the client sends it to the next owner.
             Err(_) if shared.stopping.load(Ordering::SeqCst) => return Ok(()),
             Err(code) => {
                 shared.counters.errors.fetch_add(1, Ordering::Relaxed);
@@ -199,11 +201,19 @@ fn carry_out(request: &Request, data: &mut Vec<u8>, shared: &Shared) -> Result<(
         command::FLUSH => {}
         _ => return Err(error::EINVAL),
     }
+    if kind == command::READ && length > protocol::MAX_TRANSFER {
+        return Err(error::EINVAL);
+    }
+    let moves = matches!(kind, command::READ | command::WRITE);
+    let cost = Cost {
+        reads: kind == command::READ,
+        bytes: if moves { length.into() } else { 0 },
+    };
+    if kind != command::FLUSH && !shared.limits.pass(cost) {
+        return Err(error::EIO);
+    }
     match kind {
         command::READ => {
-            if length > protocol::MAX_TRANSFER {
-                return Err(error::EINVAL);
-            }
             data.resize(length as usize, 0);
             file.read_exact_at(data, offset)
                 .map_err(|e| failed(spec.id, &e))?;

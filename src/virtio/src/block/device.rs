@@ -69,7 +69,7 @@ pub struct Block<B> {
     lost: bool,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    /// Requests for which there was no space.
+    /// Requests for which there was no space, and those that were recalled.
     parked: Vec<u32>,
     /// Requests that the backend has.
     running: usize,
@@ -140,9 +140,14 @@ impl<B: BlockBackend> Block<B> {
             .count()
     }
 
-    /// Requests that wait for space.
+    /// Requests that wait for space, or were recalled.
     pub fn parked(&self) -> usize {
         self.parked.len()
+    }
+
+    /// Requests that the backend is at work on: they do not wait for a limit.
+    pub fn at_work(&self) -> usize {
+        self.running.saturating_sub(self.backend.waiting())
     }
 
     /// Starts the request in `chain`, which is exchanged for a used one. What is answered at once is appended to `finished`. Call
@@ -237,6 +242,29 @@ impl<B: BlockBackend> Block<B> {
         }
     }
 
+    /// Takes requests of `ring`, or of all rings, that wait for a limit back from the backend: they are parked, and who drains
+    /// the ring need not wait for them.
+    pub fn recall(&mut self, ring: Option<u16>) {
+        let slots = &self.slots;
+        let wanted = |token: u32| {
+            let busy = slots.get(token as usize).and_then(|slot| slot.busy.as_ref());
+            busy.is_some_and(|busy| ring.is_none_or(|ring| busy.ring == ring))
+        };
+        let before = self.parked.len();
+        self.backend.recall(&wanted, &mut self.parked);
+        self.running -= self.parked.len() - before;
+    }
+
+    /// Waits until there is room for one more request, or nothing is left that could make some.
+    pub fn make_room(&mut self, finished: &mut Vec<Finished>) {
+        self.backend.kick();
+        self.reap(finished);
+        while !self.has_room() && self.running > 0 {
+            self.backend.wait();
+            self.reap(finished);
+        }
+    }
+
     /// Gives the parked requests to the backend again.
     pub fn retry(&mut self) {
         for token in std::mem::take(&mut self.parked) {
@@ -281,6 +309,7 @@ impl<B: BlockBackend> Block<B> {
 
     /// The rings are gone: lets what runs end, and answers nothing.
     pub fn abandon(&mut self) {
+        self.recall(None);
         self.drop_parked(None, None);
         self.slots
             .iter_mut()
@@ -379,6 +408,8 @@ mod tests {
         ended: Vec<Completion>,
         /// How [`BlockBackend::wait`] ends the oldest operation.
         on_wait: Option<Outcome>,
+        /// So many of the last ones wait for a limit.
+        waiting: usize,
     }
 
     impl Fake {
@@ -402,6 +433,23 @@ mod tests {
         fn wait(&mut self) {
             let outcome = self.on_wait.expect("nothing to wait for");
             self.end(outcome);
+        }
+
+        fn waiting(&self) -> usize {
+            self.waiting
+        }
+
+        fn recall(&mut self, wanted: &dyn Fn(u32) -> bool, back: &mut Vec<u32>) {
+            let first = self.submitted.len() - self.waiting;
+            let waiting = self.submitted.split_off(first);
+            for operation in waiting {
+                if wanted(operation.0) {
+                    back.push(operation.0);
+                    self.waiting -= 1;
+                } else {
+                    self.submitted.push(operation);
+                }
+            }
         }
     }
 
@@ -543,6 +591,35 @@ mod tests {
             ),
             (1, 0, 4)
         );
+    }
+
+    #[test]
+    fn what_waits_for_a_limit_need_not_be_waited_for() {
+        let mut bench = Bench::new();
+        for ring in [0, 1, 0, 1] {
+            bench.start(ring, 1);
+        }
+        bench.block.backend().waiting = 3;
+        assert_eq!((bench.block.running(), bench.block.at_work()), (4, 1));
+        bench.block.recall(Some(0));
+        assert_eq!((bench.block.parked(), bench.block.running()), (1, 3));
+        bench.block.drop_parked(Some(0), None);
+        assert!(bench.block.has_room(), "an inflight record has it");
+        // They begin again where they were not given up.
+        bench.block.recall(Some(1));
+        assert_eq!((bench.block.parked(), bench.block.running()), (2, 1));
+        bench.block.retry();
+        assert_eq!((bench.block.parked(), bench.block.running()), (0, 3));
+        bench.block.backend().waiting = 2;
+        bench.block.backend().on_wait = Some(Outcome::Done);
+        bench.block.abandon();
+        assert_eq!((bench.block.running(), bench.block.free.len()), (0, 4));
+        assert!(bench.finished.is_empty());
+        for _ in 0..4 {
+            bench.start(0, 1);
+        }
+        bench.block.make_room(&mut bench.finished);
+        assert_eq!(bench.finished.len(), 1);
     }
 
     #[test]

@@ -8,14 +8,16 @@
 //!  owner ──────────────▶ Block ─────────────────▶ backend ─────────────────▶ Block ──▶ Finished ──▶ owner: used ring
 //!                          │ malformed, refused, or answered at once                       ▲  ▲
 //!                          └───────────────────────────────────────────────────────────────┘  │
-//!                                                       no space: parked ── retry ─▶ backend ─┘
+//!                                 no space, or recalled: parked ── retry ─▶ backend ──────────┘
 //! ```
 
 mod config;
 mod device;
 mod request;
 
-use std::sync::Arc;
+use std::{os::fd::BorrowedFd, sync::Arc};
+
+use model::disk::DiskLimits;
 
 pub use config::{Geometry, QUEUE_SIZE, SECTOR, SEGMENTS};
 pub use device::{Block, Counters, Finished};
@@ -86,4 +88,28 @@ pub trait BlockBackend {
 
     /// Waits until something has ended that [`BlockBackend::reap`] has not reported. Something must be running.
     fn wait(&mut self);
+
+    /// What may be used from now on. False: this backend knows no limits.
+    fn limit(&mut self, _limits: &DiskLimits) -> bool {
+        false
+    }
+
+    /// What may be used.
+    fn limits(&self) -> DiskLimits {
+        DiskLimits::default()
+    }
+
+    /// Operations that have not begun, since they wait for their turn in the limits.
+    fn waiting(&self) -> usize {
+        0
+    }
+
+    /// Gives back those of the waiting operations that are wanted, as if they had never been submitted: their tokens are appended to
+    /// `back`.
+    fn recall(&mut self, _wanted: &dyn Fn(u32) -> bool, _back: &mut Vec<u32>) {}
+
+    /// A descriptor that can be read (level-triggered) when waiting operations may begin; [`BlockBackend::reap`] lets them.
+    fn timer(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }

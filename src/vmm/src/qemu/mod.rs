@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use model::disk::DiskTransport;
+use model::disk::{DiskLimits, DiskTransport};
 use model::machine::{MachineEvent, PowerState, StopMode};
 use model::units::MIB;
 use process::child::{CgroupLimits, Isolation, Launch, Launcher, Process};
@@ -79,6 +79,12 @@ impl Drop for QemuEngine {
         self.shared.fleet.let_go();
     }
 }
+
+/// Why disks are not limited here.
+const NO_OWNER: EngineError = EngineError::Unsupported {
+    engine: "qemu",
+    what: "limit disks: tell their owners",
+};
 
 #[async_trait]
 impl Engine for QemuEngine {
@@ -134,6 +140,10 @@ impl Engine for QemuEngine {
     async fn resize(&self, id: Uuid, socket: &str, bytes: u64) -> Result<(), EngineError> {
         let resize = |answer| Command::Resize(socket.to_owned(), bytes, answer);
         self.shared.fleet.ask(id, resize).await
+    }
+
+    async fn limit(&self, _: Uuid, _: &str, _: &DiskLimits) -> Result<(), EngineError> {
+        Err(NO_OWNER)
     }
 
     async fn adopt(&self) -> Result<(), EngineError> {

@@ -265,6 +265,7 @@ impl Owner {
                 let result = hotplug::resize(qmp, self.shared.accelerator, &socket, bytes).await;
                 drop(answer.send(result));
             }
+            Command::Limit(_, _, answer) => drop(answer.send(Err(super::NO_OWNER))),
             Command::Resume(answer) => {
                 let result = obey(qmp, "cont").await;
                 if result.is_ok() {

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use model::disk::{DiskSpec, DiskTransport};
+use model::disk::{DiskLimits, DiskSpec, DiskTransport};
 use virtio::block::SECTOR;
 use vmm::kvm::{Disk, Firmware};
 
@@ -59,6 +59,7 @@ fn disk(name: &str, bytes: &[u8]) -> Disk {
         direct: false,
         transport: DiskTransport::Embedded,
         key: None,
+        limits: DiskLimits::default(),
     };
     let (geometry, storage) = storage::open(&spec, file.into()).unwrap();
     Disk {

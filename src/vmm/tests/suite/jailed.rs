@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::disk::{DiskSpec, DiskStatus, DiskTransport};
+use model::disk::{DiskLimits, DiskSpec, DiskStatus, DiskTransport};
 use model::machine::StopMode;
 use process::child::{Isolation, Launcher, Runtime};
 use tempfile::TempDir;
@@ -41,6 +41,7 @@ fn disk(name: &str, bytes: u64, queues: u16, read_only: bool) -> (PlannedDisk, F
                 direct: false,
                 transport: DiskTransport::Embedded,
                 key: None,
+                limits: DiskLimits::default(),
             },
             file: Arc::new(file.try_clone().unwrap()),
         }),

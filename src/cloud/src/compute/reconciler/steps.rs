@@ -12,7 +12,7 @@ use crate::compute::disks::{self, Disk, DiskState};
 use crate::compute::servers::{self, Fault, Server};
 use crate::compute::state::{Power, Step, Task, VmState, Wanted};
 use crate::compute::volumes::{self, Ready};
-use crate::compute::{actions, aggregates, metadata, migrations, now, ports, scheduler};
+use crate::compute::{actions, aggregates, limits, metadata, migrations, now, ports, scheduler};
 use crate::driver::DriverError;
 use crate::encryption;
 use crate::{Error, Result};
@@ -478,6 +478,7 @@ async fn machine(shared: &Shared, server: &Server) -> Result<Machine> {
         volume,
         size,
         read_only: false,
+        limits: limits::of_flavor(server),
     };
     let mut all = Vec::new();
     // In every other state and task, one that is still there was left by something that failed.

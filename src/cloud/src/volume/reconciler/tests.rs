@@ -517,7 +517,7 @@ async fn attachments_go_through_their_states() {
             (found[0].device.as_deref(), found[0].bytes),
             (Some("/dev/vdb"), GIB)
         );
-        assert_eq!(found[0].disk().volume, volume);
+        assert_eq!(found[0].volume, volume);
         attachments::begin_detach(conn, volume, server)?;
         assert_eq!(status(conn)?, Some(Status::Detaching));
         attachments::roll_detaching(conn, volume, server)?;

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use model::disk::DiskTransport;
+use model::disk::{DiskLimits, DiskTransport};
 use model::machine::{MachineEvent, PowerState, StopMode};
 use model::net::QUEUE_PAIRS;
 use model::units::MIB;
@@ -148,6 +148,11 @@ impl Engine for KvmEngine {
     async fn resize(&self, id: Uuid, socket: &str, bytes: u64) -> Result<(), EngineError> {
         let resize = |answer| Command::Resize(socket.to_owned(), bytes, answer);
         self.shared.fleet.ask(id, resize).await
+    }
+
+    async fn limit(&self, id: Uuid, socket: &str, limits: &DiskLimits) -> Result<(), EngineError> {
+        let limit = |answer| Command::Limit(socket.to_owned(), *limits, answer);
+        self.shared.fleet.ask(id, limit).await
     }
 
     async fn adopt(&self) -> Result<(), EngineError> {

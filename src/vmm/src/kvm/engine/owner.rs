@@ -140,6 +140,10 @@ impl Owner {
             Command::Resize(disk, bytes, answer) => {
                 drop(answer.send(self.control(Control::Resize { disk, bytes }).await));
             }
+            Command::Limit(disk, limits, answer) => {
+                let limits = Box::new(limits);
+                drop(answer.send(self.control(Control::Limit { disk, limits }).await));
+            }
             Command::Plug(_, answer) => drop(answer.send(Err(NO_CHANGE))),
             Command::Unplug(device, answer) => {
                 let told = tell(&self.seat.folder, Request::Report, OBEY).await;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use model::disk::DiskLimits;
 use model::net::MacAddr;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -298,6 +299,7 @@ impl Rig {
     pub(in crate::kvm) fn stir(&self, how: u8) {
         if let Some(disk) = &self.disk {
             disk.resize(u64::from(how) * 512);
+            disk.limit(&DiskLimits::default());
             disk.status();
         }
         if let Some(net) = &self.net {

@@ -62,6 +62,14 @@ impl Driver {
                     Err(MachineError::Resize { disk, bytes })
                 }
             }
+            (Control::Limit { disk, limits }, State::Created | State::Running | State::Paused) => {
+                let found = self.parts()?.disks.iter().find(|other| other.name() == disk);
+                if found.is_some_and(|found| found.limit(&limits)) {
+                    Ok(())
+                } else {
+                    Err(MachineError::Limit { disk })
+                }
+            }
             (Control::Balloon { mib }, State::Created | State::Running | State::Paused) => {
                 let balloon = self.parts()?.balloon.as_ref();
                 if balloon.is_some_and(|balloon| balloon.aim(mib)) {

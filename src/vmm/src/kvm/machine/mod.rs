@@ -27,7 +27,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use model::disk::DiskStatus;
+use model::disk::{DiskLimits, DiskStatus};
 use model::machine::StopMode;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -97,6 +97,13 @@ pub enum Control {
         disk: String,
         /// Its size.
         bytes: u64,
+    },
+    /// A disk may be used this much from now on.
+    Limit {
+        /// The disk's name.
+        disk: String,
+        /// How much.
+        limits: Box<DiskLimits>,
     },
     /// Let the guest give up so much memory.
     Balloon {
@@ -195,6 +202,12 @@ pub enum MachineError {
         disk: String,
         /// The size.
         bytes: u64,
+    },
+    /// There is no such disk, or its storage knows no limits.
+    #[error("the disk {disk} cannot be limited")]
+    Limit {
+        /// The name.
+        disk: String,
     },
     /// There is no balloon, or it cannot have this size.
     #[error("this machine cannot give up {mib} MiB of memory")]

@@ -1,11 +1,11 @@
 //! The block device: what [`virtio::block`] does, on a thread with the backend that it was given.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use model::disk::DiskStatus;
+use model::disk::{DiskLimits, DiskStatus};
 use virtio::block::{
     Block, BlockBackend, Completion, Finished, Geometry, Operation, QUEUE_SIZE, SECTOR, feature,
 };
@@ -28,10 +28,12 @@ const PATIENCE: Duration = Duration::from_micros(200);
 /// Requests that the backend gets at once: it is at work on the first ones while others are taken, and a deep queue does not go back
 /// and forth as one.
 const PIECE: u16 = 2;
-/// The backend's token.
+/// The tokens of the backend and its timer.
 const BACKEND: u32 = 0;
+const TIMER: u32 = 1;
 
-/// Where a disk's bytes are: a backend whose descriptor can be read (level-triggered) while something has ended.
+/// Where a disk's bytes are: a backend whose descriptor can be read (level-triggered) while something has ended. If it has a
+/// [timer](BlockBackend::timer), that is watched as well.
 pub trait Storage: BlockBackend + AsFd + Send {}
 
 impl<T: BlockBackend + AsFd + Send> Storage for T {}
@@ -58,6 +60,26 @@ impl BlockBackend for Box<dyn Storage> {
 
     fn wait(&mut self) {
         (**self).wait();
+    }
+
+    fn limit(&mut self, limits: &DiskLimits) -> bool {
+        (**self).limit(limits)
+    }
+
+    fn limits(&self) -> DiskLimits {
+        (**self).limits()
+    }
+
+    fn waiting(&self) -> usize {
+        (**self).waiting()
+    }
+
+    fn recall(&mut self, wanted: &dyn Fn(u32) -> bool, back: &mut Vec<u32>) {
+        (**self).recall(wanted, back);
+    }
+
+    fn timer(&self) -> Option<BorrowedFd<'_>> {
+        (**self).timer()
     }
 }
 
@@ -156,6 +178,18 @@ impl BlockDevice {
         true
     }
 
+    /// It may be used this much from now on. False if its storage knows no limits.
+    pub(in crate::kvm) fn limit(&self, limits: &DiskLimits) -> bool {
+        self.post.call(|server, floor| {
+            let known = server.block.backend().limit(limits);
+            if let Some(floor) = floor {
+                // What may begin now may have ended at once.
+                server.collect(floor);
+            }
+            known
+        })
+    }
+
     /// What it did so far.
     pub(in crate::kvm) fn status(&self) -> DiskStatus {
         self.post.call(|server, floor| {
@@ -169,6 +203,8 @@ impl BlockDevice {
                 written_bytes: counters.written_bytes,
                 errors: counters.errors,
                 paused: (server.block.parked() > 0).then(|| "pool full".to_owned()),
+                limits: server.block.backend().limits(),
+                waiting: server.block.backend().waiting() as u64,
             }
         })
     }
@@ -193,9 +229,11 @@ impl Server {
     }
 
     /// Until when it is worth it to look at rings and backend.
-    fn patience(&self) -> Option<Instant> {
-        let comes = self.comes_soon.then(|| self.returned + PATIENCE);
-        let ends = (self.ends_soon && self.block.running() > 0).then(|| self.taken + PATIENCE);
+    fn patience(&mut self) -> Option<Instant> {
+        // Requests that wait for a limit do not end soon, nor would more that come.
+        let limited = self.block.backend().waiting() > 0;
+        let comes = (self.comes_soon && !limited).then(|| self.returned + PATIENCE);
+        let ends = (self.ends_soon && self.block.at_work() > 0).then(|| self.taken + PATIENCE);
         comes.max(ends)
     }
 
@@ -270,7 +308,7 @@ impl Server {
         for (index, heads) in (0u16..).zip(std::mem::take(&mut floor.taken)) {
             for head in heads {
                 if !self.block.has_room() {
-                    self.block.drain(None, &mut self.finished);
+                    self.block.make_room(&mut self.finished);
                     self.deliver(floor);
                 }
                 let ring = &mut floor.rings[usize::from(index)];
@@ -290,7 +328,10 @@ impl Server {
 impl Service for Server {
     fn begin(&mut self, floor: &mut Floor) {
         self.block.set_write_through(floor.features & feature::FLUSH == 0);
-        if let Err(error) = floor.watch(self.block.backend().as_fd(), BACKEND) {
+        let backend = self.block.backend();
+        let watched = floor.watch(backend.as_fd(), BACKEND);
+        let timer = backend.timer();
+        if let Err(error) = watched.and_then(|()| timer.map_or(Ok(()), |timer| floor.watch(timer, TIMER))) {
             tracing::warn!(%error, "a disk's backend cannot be watched");
             floor.alarm.raise();
         }
@@ -366,10 +407,16 @@ impl Service for Server {
     }
 
     fn finish(&mut self, floor: &mut Floor) -> Vec<Vec<u16>> {
+        // Nobody waits for those that wait for a limit.
+        self.block.recall(None);
         self.block.drain(None, &mut self.finished);
         self.deliver(floor);
         (self.waiting, self.quiet) = (0, 0);
-        floor.unwatch(self.block.backend().as_fd());
+        let backend = self.block.backend();
+        floor.unwatch(backend.as_fd());
+        if let Some(timer) = backend.timer() {
+            floor.unwatch(timer);
+        }
         let mut taken = vec![Vec::new(); floor.rings.len()];
         for (ring, head) in self.block.give_up_parked() {
             taken[usize::from(ring)].push(head);
@@ -452,11 +499,68 @@ mod tests {
         fn wait(&mut self) {}
     }
 
-    #[test]
-    fn a_state_with_more_requests_than_a_device_has_breaks_its_ring_and_ends_no_thread() {
-        const QUEUES: u16 = 8;
+    /// Holds all requests back until it is told otherwise, and rings its timer then.
+    struct Held {
+        event: EventFd,
+        timer: EventFd,
+        free: bool,
+        held: Vec<u32>,
+    }
+
+    impl AsFd for Held {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            descriptor(&self.event)
+        }
+    }
+
+    impl BlockBackend for Held {
+        fn submit(&mut self, token: u32, _: Operation, _: &[Buffer], _: &Arc<Memory>, _: bool) {
+            self.held.push(token);
+        }
+        fn kick(&mut self) {}
+        fn reap(&mut self, done: &mut Vec<Completion>) {
+            if self.free {
+                let _ = self.timer.read();
+                let outcome = Outcome::Done;
+                done.extend(self.held.drain(..).map(|token| Completion { token, outcome }));
+            }
+        }
+        fn wait(&mut self) {
+            panic!("nobody is to wait for what is held back");
+        }
+        fn limit(&mut self, limits: &DiskLimits) -> bool {
+            self.free = limits.is_unlimited();
+            self.timer.write(1).unwrap();
+            true
+        }
+        fn waiting(&self) -> usize {
+            self.held.len()
+        }
+        fn recall(&mut self, wanted: &dyn Fn(u32) -> bool, back: &mut Vec<u32>) {
+            back.extend(self.held.iter().filter(|token| wanted(**token)));
+            self.held.retain(|token| !wanted(*token));
+        }
+        fn timer(&self) -> Option<BorrowedFd<'_>> {
+            Some(descriptor(&self.timer))
+        }
+    }
+
+    fn event() -> EventFd {
+        EventFd::new(EFD_NONBLOCK).unwrap()
+    }
+
+    fn geometry(queues: u16) -> Geometry {
+        Geometry {
+            sectors: 8,
+            read_only: false,
+            queues,
+            serial: [0; 20],
+        }
+    }
+
+    /// Memory in which every place of a ring at 0x3000 offers the same write.
+    fn writes() -> Arc<Memory> {
         let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
-        // One write in all places: header and data, status.
         memory.write_obj(1u32, GuestAddress(0x8000)).unwrap();
         memory
             .write_obj([0x8000u64, 528 | 1 << 32 | 1 << 48], GuestAddress(0x1000))
@@ -464,18 +568,11 @@ mod tests {
         memory
             .write_obj([0x9000u64, 1 | 2 << 32], GuestAddress(0x1010))
             .unwrap();
-        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-        let disk = BlockDevice::new(Disk {
-            name: "disk".into(),
-            geometry: Geometry {
-                sectors: 8,
-                read_only: false,
-                queues: QUEUES,
-                serial: [0; 20],
-            },
-            storage: Box::new(FullDisk(event(), Vec::new())),
-        });
-        let queue = |_| SessionQueue {
+        memory
+    }
+
+    fn queue(next: u16, taken: Vec<u16>) -> SessionQueue {
+        SessionQueue {
             max: QUEUE_SIZE,
             placement: Some(Placement {
                 size: QUEUE_SIZE,
@@ -485,29 +582,88 @@ mod tests {
                     used: 0x4000,
                 },
                 event_idx: false,
-                next: 0,
+                next,
             }),
             kick: File::from(descriptor(&event()).try_clone_to_owned().unwrap()),
             call: None,
-            taken: vec![0; QUEUE_SIZE.into()],
-        };
+            taken,
+        }
+    }
+
+    fn session(memory: Arc<Memory>, queues: Vec<SessionQueue>) -> (Session, Arc<AtomicBool>) {
         let raised = Arc::new(AtomicBool::new(false));
-        let alarm = Alarm {
-            raised: raised.clone(),
-            interrupt: None,
-        };
-        disk.start(Session {
+        let session = Session {
             memory,
-            queues: (0..QUEUES).map(queue).collect(),
+            queues,
             features: 0,
-            alarm,
-        })
-        .unwrap();
+            alarm: Alarm {
+                raised: raised.clone(),
+                interrupt: None,
+            },
+        };
+        (session, raised)
+    }
+
+    fn until(what: &str, done: impl Fn() -> bool) {
         let start = Instant::now();
-        while !raised.load(Ordering::SeqCst) {
-            assert!(start.elapsed() < Duration::from_secs(60), "it does not say so");
+        while !done() {
+            assert!(start.elapsed() < Duration::from_secs(60), "{what}");
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    #[test]
+    fn what_is_held_back_neither_spins_nor_holds_up_a_pause_and_is_carried_out_after_it() {
+        const OFFERED: u16 = 20;
+        let memory = writes();
+        memory.write_obj(OFFERED, GuestAddress(0x3002)).unwrap();
+        let disk = BlockDevice::new(Disk {
+            name: "disk".into(),
+            geometry: geometry(1),
+            storage: Box::new(Held {
+                event: event(),
+                timer: event(),
+                free: false,
+                held: Vec::new(),
+            }),
+        });
+        let waiting = |count: u64| until("they wait", || disk.status().waiting == count);
+        let start = |next, taken| {
+            let (session, _) = session(memory.clone(), vec![queue(next, taken)]);
+            disk.start(session).unwrap();
+        };
+        start(0, Vec::new());
+        waiting(OFFERED.into());
+        let spent = || Duration::from(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID.now().unwrap());
+        let before = spent();
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(spent() - before < Duration::from_millis(100), "it looks for ever");
+        // The same for a reset and for a machine's end.
+        let left = disk.stop();
+        assert_eq!((left[0].next, left[0].taken.len()), (OFFERED, OFFERED.into()));
+        assert_eq!(disk.status().waiting, 0);
+        start(OFFERED, left[0].taken.clone());
+        waiting(OFFERED.into());
+        assert!(disk.limit(&DiskLimits::default()));
+        until("all are carried out", || disk.status().writes == u64::from(OFFERED));
+        assert!(disk.stop()[0].taken.is_empty());
+        let used: u16 = memory.read_obj(GuestAddress(0x4002)).unwrap();
+        assert_eq!(used, OFFERED);
+    }
+
+    #[test]
+    fn a_state_with_more_requests_than_a_device_has_breaks_its_ring_and_ends_no_thread() {
+        const QUEUES: u16 = 8;
+        let disk = BlockDevice::new(Disk {
+            name: "disk".into(),
+            geometry: geometry(QUEUES),
+            storage: Box::new(FullDisk(event(), Vec::new())),
+        });
+        let taken = || vec![0; QUEUE_SIZE.into()];
+        let queues = (0..QUEUES).map(|_| queue(0, taken())).collect();
+        let (session, raised) = session(writes(), queues);
+        disk.start(session).unwrap();
+        until("it does not say so", || raised.load(Ordering::SeqCst));
         let left = disk.stop();
         let taken: usize = left.iter().map(|left| left.taken.len()).sum();
         assert_eq!(taken, 1024, "as many as it can have at once");

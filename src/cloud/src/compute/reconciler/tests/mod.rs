@@ -2,12 +2,14 @@
 
 mod boot;
 mod changes;
+mod limits;
 mod plugs;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use model::disk::DiskLimits;
 use model::machine::{Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
 use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinHandle;
@@ -582,6 +584,12 @@ impl Machines for Stubborn {
     }
     async fn resize_disk(&self, volume: Uuid, size: u64) -> Result<(), DriverError> {
         self.inner.resize_disk(volume, size).await
+    }
+    async fn disk_limits(&self, machine: Uuid) -> Result<Vec<(Uuid, DiskLimits)>, DriverError> {
+        self.inner.disk_limits(machine).await
+    }
+    async fn limit_disk(&self, machine: Uuid, volume: Uuid, limits: &DiskLimits) -> Result<(), DriverError> {
+        self.inner.limit_disk(machine, volume, limits).await
     }
     async fn attach_port(&self, machine: Uuid, nic: &MachineNic) -> Result<(), DriverError> {
         self.inner.attach_port(machine, nic).await

@@ -34,7 +34,7 @@ impl World {
     }
 
     /// Waits until the volume is in this state; `None`: until it is gone.
-    async fn until_volume(&self, id: Uuid, wanted: Option<&str>) {
+    pub(super) async fn until_volume(&self, id: Uuid, wanted: Option<&str>) {
         let mut events = self.test.cloud.store.subscribe();
         let wait = async {
             loop {
@@ -65,7 +65,7 @@ impl World {
             .collect()
     }
 
-    async fn attach(&self, id: Uuid, volume: Uuid) -> crate::Result<()> {
+    pub(super) async fn attach(&self, id: Uuid, volume: Uuid) -> crate::Result<()> {
         let new = NewVolume {
             volume,
             ..Default::default()
