@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cloud::driver::{DiskKeys, DriverError, Drivers, VolumeSource};
 use disk::pool::PoolOptions;
-use model::disk::{DiskKey, DiskLimits, DiskRequest, DiskStatus, ImageFormat};
+use model::disk::{DiskKey, DiskLimits, DiskRequest, DiskStatus, ImageFormat, Rate};
 use model::machine::{ConfigDriveFile, Machine, MachineDisk, MachineNic, PowerState, StopMode};
 use model::net::{Attachment, Network, Port, Subnet, SwitchStatus, Tables, Uplink};
 use nix::sched::{CloneFlags, unshare};
@@ -516,22 +516,31 @@ pub fn devices_come_and_go_while_a_guest_runs() {
             volume: MORE,
             size: 1 << 20,
             read_only: false,
-            limits: DiskLimits::default(),
+            limits: DiskLimits {
+                total_iops: Some(Rate::steady(1000)),
+                ..DiskLimits::default()
+            },
         };
         let nic = &machine().nics[0];
         let owner = format!("disk-{MORE}");
         let has_owner = || world.children().contains_key(&owner);
         // What QEMU is connected to.
-        let connected = || {
+        let owned = || -> DiskStatus {
             let control = world
                 .folder
                 .join(format!("machines/{SERVER}/disk-000000310000.control"));
             let mut client: process::control::Client<DiskRequest, DiskStatus> =
                 process::control::Client::connect(&control, PATIENCE).unwrap();
-            client.call(&DiskRequest::Status, &[]).unwrap().connected
+            client.call(&DiskRequest::Status, &[]).unwrap()
+        };
+        let connected = || owned().connected;
+        let limits = |iops| DiskLimits {
+            total_iops: Some(Rate::steady(iops)),
+            ..DiskLimits::default()
         };
         world.daemon(|_node, drivers| {
-            let (bare, disk) = (&bare, &disk);
+            let (bare, disk, owner) = (&bare, &disk, &owner);
+            let (owned, connected, has_owner) = (&owned, &connected, &has_owner);
             async move {
                 make_volume(world, &drivers, &boot_sector(EJECT)).await;
                 let disks = &drivers.disks;
@@ -560,15 +569,32 @@ pub fn devices_come_and_go_while_a_guest_runs() {
                 disks.grow_volume(MORE, 4 << 20).await.unwrap();
                 drivers.machines.resize_disk(MORE, 4 << 20).await.unwrap();
                 until(|| async { connected().then_some(()) }).await;
+
+                assert_eq!(owned().limits, limits(1000));
+                let machines = &drivers.machines;
+                machines.limit_disk(SERVER, MORE, &limits(2000)).await.unwrap();
+                assert_eq!(owned().limits, limits(2000));
+                // Its successor has them, too.
+                let old = world.kill(owner);
+                world.successor(owner, old).await;
+                assert_eq!(owned().limits, limits(2000));
+                // Nobody has this one.
+                machines.limit_disk(SERVER, SERVER, &limits(1)).await.unwrap();
+                machines.limit_disk(MORE, MORE, &limits(1)).await.unwrap();
             }
         });
         world.daemon(|node, drivers| {
             let (disk, owner) = (&disk, &owner);
             async move {
                 assert_eq!(status(&drivers).await.vhost_user, BTreeMap::from([(PORT, true)]));
-                // The next daemon keeps it alive, too, at its new size.
+                let told = drivers.machines.disk_limits(SERVER).await.unwrap();
+                let of = |volume| told.iter().find(|(id, _)| *id == volume).unwrap().1;
+                assert_eq!((of(VOLUME), of(MORE)), (DiskLimits::default(), limits(2000)));
+                assert_eq!(owned().limits, limits(2000));
+                // The next daemon keeps it alive, too, at its new size and with its limits.
                 let old = world.kill(owner);
                 world.successor(owner, old).await;
+                assert_eq!(owned().limits, limits(2000));
                 drivers.disks.grow_volume(MORE, 8 << 20).await.unwrap();
                 drivers.machines.resize_disk(MORE, 8 << 20).await.unwrap();
                 until(|| async { connected().then_some(()) }).await;

@@ -7,6 +7,9 @@ mod cases;
 #[path = "../../src/drivers/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod drivers;
+#[path = "../../../vmm/tests/suite/guest.rs"]
+mod guest;
+mod limits;
 
 use std::process::ExitCode;
 
@@ -29,6 +32,11 @@ const CASES: &[Case] = &[
         "devices_come_and_go_while_a_guest_runs",
         cases::devices_come_and_go_while_a_guest_runs,
     ),
+    (
+        "a_guest_of_the_embedded_monitor_gets_what_its_limits_say",
+        limits::a_guest_of_the_embedded_monitor_gets_what_its_limits_say,
+    ),
+    ("so_does_one_in_its_jail", limits::so_does_one_in_its_jail),
     (
         "a_guest_that_powers_off_is_cleared",
         cases::a_guest_that_powers_off_is_cleared,
