@@ -13,8 +13,9 @@ use futures::StreamExt;
 use model::disk::DiskLimits;
 use rusqlite::Connection;
 use store::rusqlite::types::Value;
-use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::servers::{self, Server};
@@ -27,8 +28,9 @@ const NAME: &str = "limits";
 const PREFIX: &str = "quota:disk_";
 /// So long what happened is gathered before it is looked at.
 const GATHER: Duration = Duration::from_millis(200);
-/// After a machine could not be told.
+/// After a machine could not be told; it doubles until the longest.
 const RETRY: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(64);
 /// Machines that are told at once.
 const PARALLEL: usize = 8;
 
@@ -92,63 +94,74 @@ async fn run(cloud: Arc<Cloud>, mut events: broadcast::Receiver<Arc<store::Event
     // Nobody knows what machines have been told.
     let mut all_doubtful = true;
     let mut doubtful = BTreeSet::new();
+    // When what failed is tried again, and how long after that.
+    let mut again: Option<Instant> = None;
+    let mut wait = RETRY;
     loop {
+        if again.is_some_and(|at| at <= Instant::now()) {
+            todo.servers.extend(&doubtful);
+            wait = (wait * 2).min(RETRY_MAX);
+            again = None;
+        }
         let failed = match look(&cloud, &todo, all_doubtful, &doubtful).await {
-            Ok(failed) => {
+            Ok((seen, failed)) => {
                 todo = Todo::default();
                 all_doubtful = false;
-                doubtful = failed;
-                (!doubtful.is_empty()).then(|| "machines do not answer".to_owned())
+                doubtful.retain(|id| !seen.contains(id));
+                doubtful.extend(failed);
+                (!doubtful.is_empty()).then(|| format!("{} machines do not answer", doubtful.len()))
             }
             Err(error) => {
                 tracing::warn!(%error, "limits: what disks may be used cannot be read");
                 Some(error.to_string())
             }
         };
-        let again = failed.is_some();
-        cloud.workers.set(
-            NAME,
-            failed.map_or(Activity::Idle, |error| Activity::Failed {
-                error,
-                next_try: SystemTime::now() + RETRY,
-            }),
-        );
-        todo.servers.extend(&doubtful);
-        let retry = tokio::time::sleep(RETRY);
-        tokio::pin!(retry);
+        match failed {
+            None => {
+                (again, wait) = (None, RETRY);
+                cloud.workers.set(NAME, Activity::Idle);
+            }
+            Some(error) => {
+                again = again.or(Some(Instant::now() + wait));
+                let next_try = SystemTime::now() + wait;
+                cloud.workers.set(NAME, Activity::Failed { error, next_try });
+            }
+        }
+        // All that happens within a moment is looked at together.
+        let mut until = again;
         loop {
             let event = tokio::select! {
                 event = events.recv() => event,
-                () = &mut retry, if again => break,
+                () = sleep_until(until) => break,
             };
             match event {
                 Ok(event) => todo.note(&event),
                 Err(RecvError::Lagged(_)) => todo.all = true,
                 Err(RecvError::Closed) => return,
             }
-            // One that fails must not be asked again for each of others' events.
-            if !again && !todo.is_empty() {
-                tokio::time::sleep(GATHER).await;
-                break;
-            }
-        }
-        loop {
-            match events.try_recv() {
-                Ok(event) => todo.note(&event),
-                Err(TryRecvError::Lagged(_)) => todo.all = true,
-                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            if !todo.is_empty() {
+                let gathered = Instant::now() + GATHER;
+                until = Some(until.map_or(gathered, |until| until.min(gathered)));
             }
         }
     }
 }
 
-/// Looks at servers that run here, and tells machines what differs; those in doubt everything. Which could not be told.
+async fn sleep_until(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Looks at servers that run here, and tells machines what differs; those in doubt everything. Which were looked at, and which
+/// of them could not be told.
 async fn look(
     cloud: &Cloud,
     todo: &Todo,
     all_doubtful: bool,
     doubtful: &BTreeSet<Uuid>,
-) -> Result<BTreeSet<Uuid>> {
+) -> Result<(BTreeSet<Uuid>, Vec<Uuid>)> {
     let mut ids = todo.servers.clone();
     if todo.all {
         let machines = cloud.drivers.machines.list().await?;
@@ -168,7 +181,7 @@ async fn look(
         });
         ids.extend(holders.await?);
     }
-    let told = futures::stream::iter(ids)
+    let told = futures::stream::iter(ids.clone())
         .map(|id| async move {
             let doubt = all_doubtful || doubtful.contains(&id);
             (id, tell(cloud, id, doubt).await)
@@ -179,7 +192,8 @@ async fn look(
         tracing::warn!(server = %id, %error, "limits: a machine cannot be told what its disks may be used");
         Some(id)
     });
-    Ok(failed.collect().await)
+    let failed = failed.collect().await;
+    Ok((ids, failed))
 }
 
 /// Tells a machine what differs, or everything.
