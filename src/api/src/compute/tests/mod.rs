@@ -1,6 +1,7 @@
 //! The API over a test cloud, request by request.
 
 mod changes;
+mod limits;
 mod servers;
 mod sizes;
 
