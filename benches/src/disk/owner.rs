@@ -42,6 +42,7 @@ impl Owner {
             direct: true,
             transport: DiskTransport::VhostUser,
             key,
+            limits: model::disk::DiskLimits::default(),
         };
         let file = OwnedFd::from(pool.open_volume(volume, false, true)?);
         let guest = OwnedFd::from(UnixListener::bind(&socket)?);

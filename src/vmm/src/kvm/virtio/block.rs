@@ -645,7 +645,9 @@ mod tests {
         start(OFFERED, left[0].taken.clone());
         waiting(OFFERED.into());
         assert!(disk.limit(&DiskLimits::default()));
-        until("all are carried out", || disk.status().writes == u64::from(OFFERED));
+        until("all are carried out", || {
+            disk.status().writes == u64::from(OFFERED)
+        });
         assert!(disk.stop()[0].taken.is_empty());
         let used: u16 = memory.read_obj(GuestAddress(0x4002)).unwrap();
         assert_eq!(used, OFFERED);
