@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 
 /// The whole file.
@@ -248,6 +248,8 @@ pub struct Image {
     pub max_gib: u64,
     /// What the images of one project may have together, in GiB.
     pub project_gib: u64,
+    /// What is fetched from the web.
+    pub web_download: WebDownload,
 }
 
 impl Default for Image {
@@ -255,6 +257,38 @@ impl Default for Image {
         Image {
             max_gib: 64,
             project_gib: 1000,
+            web_download: WebDownload::default(),
+        }
+    }
+}
+
+/// What is fetched from the web for tenants: the import method `web-download`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WebDownload {
+    /// Anything at all.
+    pub enabled: bool,
+    /// Ports that every host may be asked on.
+    pub ports: Vec<u16>,
+    /// Hosts that may be asked although their addresses are not public; with `:port`, on that port.
+    pub allow_hosts: Vec<String>,
+    /// Networks whose addresses may be connected to although they are not public.
+    pub allow_networks: Vec<IpNet>,
+    /// The CAs that servers' certificates are checked with, in PEM; by default the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The longest that one file may take.
+    pub timeout_seconds: u64,
+}
+
+impl Default for WebDownload {
+    fn default() -> Self {
+        WebDownload {
+            enabled: true,
+            ports: vec![80, 443],
+            allow_hosts: Vec::new(),
+            allow_networks: Vec::new(),
+            ca_file: None,
+            timeout_seconds: 4 * 60 * 60,
         }
     }
 }
@@ -433,6 +467,24 @@ impl Config {
         if image.project_gib == 0 || image.project_gib > 32 << 20 {
             return Err(("image.project_gib", "must be 1 to 33554432".into()));
         }
+        let web = &image.web_download;
+        for host in &web.allow_hosts {
+            if let Err(what) = host.parse::<crate::web::rules::AllowedHost>() {
+                return Err(("image.web_download.allow_hosts", what));
+            }
+        }
+        if web.ports.is_empty() || web.ports.contains(&0) {
+            return Err((
+                "image.web_download.ports",
+                "must be one or more of 1 to 65535".into(),
+            ));
+        }
+        if !(60..=7 * 24 * 60 * 60).contains(&web.timeout_seconds) {
+            return Err((
+                "image.web_download.timeout_seconds",
+                "must be 60 to 604800".into(),
+            ));
+        }
         if let Err(error) = log.level.parse::<tracing_subscriber::filter::Targets>() {
             return Err(("log.level", format!("'{}': {error}", log.level)));
         }
@@ -458,7 +510,7 @@ impl Config {
 
 /// The line of `section.key` in a file's text, from 1; 0 if it is not there.
 fn line_of(text: &str, key: &str) -> usize {
-    let (section, key) = key.split_once('.').unwrap_or(("", key));
+    let (section, key) = key.rsplit_once('.').unwrap_or(("", key));
     let mut current = String::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -532,6 +584,14 @@ mod tests {
         assert!(error("[storage]\ndir = \"relative\"\n").starts_with("allod.toml:2: storage.dir"));
         assert!(
             error("[server]\npublic_url = \"http://x\"\n").starts_with("allod.toml:2: server.public_url")
+        );
+        assert_eq!(
+            error("[image]\nmax_gib = 1\n[image.web_download]\nports = [0]\n"),
+            "allod.toml:4: image.web_download.ports must be one or more of 1 to 65535"
+        );
+        assert!(
+            error("[image.web_download]\nallow_hosts = [\"a/b\"]\n")
+                .starts_with("allod.toml:2: image.web_download.allow_hosts 'a/b'")
         );
         assert!(error("[log]\nlevel = \"loud=very\"\n").starts_with("allod.toml:2: log.level"));
     }

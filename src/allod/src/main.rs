@@ -8,6 +8,7 @@ mod serve;
 mod state;
 mod stop;
 mod tls;
+mod web;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -25,6 +25,7 @@ use crate::drivers::{Node, Options};
 use crate::notify::notify;
 use crate::state::StateDir;
 use crate::tls;
+use crate::web::Web;
 
 /// Serves until SIGTERM or SIGINT. Guests and the switch stay: the next daemon adopts them.
 pub fn serve(config: Config) -> Result<()> {
@@ -128,12 +129,13 @@ async fn drivers(
             machines: simulated.clone(),
             disks: simulated.clone(),
             switch: simulated,
+            web: Arc::new(Web::new(config)),
         };
         return Ok((drivers, None));
     }
     let _ = state;
     let node = Node::open(node_options(config), keys).await?;
-    Ok((node.drivers(), Some(node)))
+    Ok((node.drivers(Arc::new(Web::new(config))), Some(node)))
 }
 
 /// What the node's drivers need of the operator's file.

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
 use model::disk::{BackedUp, Converted, DiskKey, DiskLimits, ImageFormat, PoolUsage};
 use model::machine::{Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
 use model::net::{SwitchStatus, Tables};
@@ -36,6 +38,8 @@ pub struct Drivers {
     pub disks: Arc<dyn Disks>,
     /// The virtual switch.
     pub switch: Arc<dyn Switch>,
+    /// Files of the web.
+    pub web: Arc<dyn Web>,
 }
 
 /// Virtual machines on this node.
@@ -158,4 +162,21 @@ pub trait Switch: Send + Sync {
     async fn apply(&self, tables: Arc<Tables>) -> Result<(), DriverError>;
     /// State and counters.
     async fn status(&self) -> Result<SwitchStatus, DriverError>;
+}
+
+/// Files of the web, whose places tenants name: what is not public is refused, and all that a server may do is bounded.
+#[async_trait]
+pub trait Web: Send + Sync {
+    /// Refuses a URI whose text alone says that it is not fetched.
+    fn check(&self, uri: &str) -> Result<(), DriverError>;
+    /// Begins to fetch a file. Whatever goes wrong at the other end is [`DriverError::BadInput`].
+    async fn get(&self, uri: &str) -> Result<WebFile, DriverError>;
+}
+
+/// A file of the web that begins to arrive.
+pub struct WebFile {
+    /// How many bytes there are, if the server says so; others do not arrive.
+    pub length: Option<u64>,
+    /// They: whole, or with an error at their end.
+    pub bytes: BoxStream<'static, Result<Bytes, DriverError>>,
 }

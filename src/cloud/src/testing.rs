@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
 use model::disk::{BackedUp, Converted, DiskLimits, ImageFormat, PoolUsage, VolumeSource};
 use model::machine::{Machine, MachineDisk, MachineEvent, MachineNic, PowerState, StopMode};
 use model::net::{SwitchStatus, Tables};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
-use crate::driver::{Capacity, Disks, DriverError, Drivers, Machines, Switch};
+use crate::driver::{Capacity, Disks, DriverError, Drivers, Machines, Switch, Web, WebFile};
 use crate::{Cloud, Config, Context};
 
 /// The password of the user `admin` in test clouds.
@@ -75,6 +77,7 @@ pub async fn cloud_at(public_url: &str) -> TestCloud {
         machines: drivers.clone(),
         disks: drivers.clone(),
         switch: drivers.clone(),
+        web: drivers.clone(),
     };
     let cloud = Arc::new(Cloud {
         store,
@@ -160,6 +163,42 @@ pub struct Remembered {
     pub fail: Vec<(&'static str, DriverError)>,
     /// Long calls do not come back.
     pub hang: bool,
+    /// Files of the web; those that are not there cannot be reached.
+    pub web: BTreeMap<String, WebPage>,
+}
+
+/// A file of the web.
+#[derive(Debug, Clone, Default)]
+pub struct WebPage {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// What the server says of their number.
+    pub length: Option<u64>,
+    /// What happens after the last of them.
+    pub end: WebEnd,
+}
+
+/// How a file of the web ends.
+#[derive(Debug, Clone, Default)]
+pub enum WebEnd {
+    /// It is whole.
+    #[default]
+    Whole,
+    /// It breaks off, with these words.
+    BrokenOff(String),
+    /// Nothing more comes, for ever.
+    Silence,
+}
+
+impl WebPage {
+    /// A whole file.
+    pub fn whole(bytes: &[u8]) -> Self {
+        WebPage {
+            bytes: bytes.to_vec(),
+            length: Some(bytes.len() as u64),
+            end: WebEnd::Whole,
+        }
+    }
 }
 
 impl Remembered {
@@ -567,6 +606,40 @@ impl Switch for Remembering {
         Ok(SwitchStatus {
             generation,
             ..SwitchStatus::default()
+        })
+    }
+}
+
+#[async_trait]
+impl Web for Remembering {
+    fn check(&self, uri: &str) -> Result<(), DriverError> {
+        if uri.starts_with("http://") || uri.starts_with("https://") {
+            return Ok(());
+        }
+        Err(DriverError::BadInput(
+            "Only URIs of http and https are fetched.".into(),
+        ))
+    }
+
+    async fn get(&self, uri: &str) -> Result<WebFile, DriverError> {
+        let page = self.call("web_get", uri)?.web.get(uri).cloned();
+        let page = page.ok_or_else(|| DriverError::BadInput("The server cannot be reached.".into()))?;
+        let chunks: Vec<_> = page
+            .bytes
+            .chunks(1000)
+            .map(|chunk| Ok(Bytes::copy_from_slice(chunk)))
+            .collect();
+        let chunks = futures::stream::iter(chunks);
+        let bytes = match page.end {
+            WebEnd::Whole => chunks.boxed(),
+            WebEnd::BrokenOff(text) => chunks
+                .chain(futures::stream::iter([Err(DriverError::BadInput(text))]))
+                .boxed(),
+            WebEnd::Silence => chunks.chain(futures::stream::pending()).boxed(),
+        };
+        Ok(WebFile {
+            length: page.length,
+            bytes,
         })
     }
 }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloud::driver::{DiskKeys, DriverError, Drivers};
+use cloud::driver::{DiskKeys, DriverError, Drivers, Web};
 use disk::pool::PoolOptions;
 use model::machine::StopMode;
 use process::child::{Isolation, Launcher, Runtime};
@@ -128,12 +128,13 @@ impl Node {
         })
     }
 
-    /// For the rules.
-    pub fn drivers(&self) -> Drivers {
+    /// For the rules; what is fetched from the web is no matter of the node's children.
+    pub fn drivers(&self, web: Arc<dyn Web>) -> Drivers {
         Drivers {
             machines: Arc::new(self.machines.clone()),
             disks: Arc::new(self.disks.clone()),
             switch: Arc::new(self.switch.clone()),
+            web,
         }
     }
 

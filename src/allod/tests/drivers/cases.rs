@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloud::driver::{DiskKeys, DriverError, Drivers, VolumeSource};
+use cloud::driver::{DiskKeys, DriverError, Drivers, VolumeSource, Web, WebFile};
 use disk::pool::PoolOptions;
 use model::disk::{DiskKey, DiskLimits, DiskRequest, DiskStatus, ImageFormat, Rate};
 use model::machine::{ConfigDriveFile, Machine, MachineDisk, MachineNic, PowerState, StopMode};
@@ -40,6 +40,20 @@ impl DiskKeys for Keys {
             data: [251; 32],
             tweak: [252; 32],
         })
+    }
+}
+
+/// These tests fetch nothing.
+struct NoWeb;
+
+#[async_trait::async_trait]
+impl Web for NoWeb {
+    fn check(&self, _: &str) -> Result<(), DriverError> {
+        Err(DriverError::BadInput("there is no web".into()))
+    }
+
+    async fn get(&self, _: &str) -> Result<WebFile, DriverError> {
+        Err(DriverError::BadInput("there is no web".into()))
     }
 }
 
@@ -109,7 +123,7 @@ impl World {
             .unwrap();
         runtime.block_on(async {
             let node = self.node(isolation).await;
-            let drivers = node.drivers();
+            let drivers = node.drivers(Arc::new(NoWeb));
             run(node, drivers).await;
         });
     }
