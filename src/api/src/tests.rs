@@ -12,6 +12,7 @@ use tower::ServiceExt;
 
 use crate::{AppState, router};
 
+mod images;
 mod strangers;
 
 struct Answer {

@@ -59,4 +59,14 @@ pub const STEPS: &[Step] = &[
         name: "volume: classes",
         sql: crate::volume::SCHEMA_CLASSES,
     },
+    Step {
+        number: 12,
+        name: "image: tasks",
+        sql: crate::image::SCHEMA_TASKS,
+    },
+    Step {
+        number: 13,
+        name: "image: metadata definitions",
+        sql: crate::image::SCHEMA_METADEFS,
+    },
 ];

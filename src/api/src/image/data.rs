@@ -9,7 +9,6 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use cloud::image::{data, staging};
 use futures::{Stream, StreamExt};
-use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
@@ -17,7 +16,6 @@ use tokio_util::io::ReaderStream;
 use super::{Answer, no_content, parse_id};
 use crate::AppState;
 use crate::auth::Auth;
-use crate::body::Json;
 use crate::fault::{Fault, Service};
 
 /// A client that sends nothing for this long has broken its upload off.
@@ -51,31 +49,6 @@ pub(super) async fn stage(
     let length = length(&headers)?;
     staging::stage(&state.cloud, &ctx, id, length, Box::pin(chunks(body))).await?;
     Ok(no_content())
-}
-
-#[derive(Deserialize)]
-pub(super) struct Import {
-    method: Method,
-}
-
-#[derive(Deserialize)]
-struct Method {
-    name: String,
-}
-
-pub(super) async fn import(
-    State(state): State<AppState>,
-    Auth(ctx): Auth,
-    Path(id): Path<String>,
-    Json(body): Json<Import>,
-) -> Answer {
-    let id = parse_id(&id)?;
-    if body.method.name != "glance-direct" {
-        let name: String = body.method.name.chars().take(64).collect();
-        return Err(cloud::Error::BadRequest(format!("Unknown import method name '{name}'.")).into());
-    }
-    staging::import(&state.cloud, &ctx, id).await?;
-    Ok(StatusCode::ACCEPTED.into_response())
 }
 
 /// How many bytes the client announces, after it said that it sends bytes.

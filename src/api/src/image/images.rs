@@ -73,12 +73,6 @@ pub(super) async fn show(State(state): State<AppState>, Auth(ctx): Auth, Path(id
     Ok(Json(shape::image(&image)).into_response())
 }
 
-/// An image's tasks: whatever is done with one here is done within a request or by the cloud itself, so that none is kept.
-pub(super) async fn tasks(State(state): State<AppState>, Auth(ctx): Auth, Path(id): Path<String>) -> Answer {
-    image::show(&state.cloud, &ctx, parse_id(&id)?).await?;
-    Ok(Json(json!({"tasks": []})).into_response())
-}
-
 pub(super) async fn update(
     State(state): State<AppState>,
     Auth(ctx): Auth,

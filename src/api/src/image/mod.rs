@@ -3,7 +3,9 @@
 mod data;
 mod filter;
 mod images;
+mod import;
 mod members;
+mod metadefs;
 mod patch;
 mod schemas;
 mod shape;
@@ -13,7 +15,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use uuid::Uuid;
 
 use crate::AppState;
@@ -75,8 +77,8 @@ pub fn router() -> Router<AppState> {
             "/v2/images/{id}/stage",
             put(data::stage).layer(DefaultBodyLimit::disable()),
         )
-        .route("/v2/images/{id}/import", post(data::import))
-        .route("/v2/images/{id}/tasks", get(images::tasks))
+        .route("/v2/images/{id}/import", post(import::begin))
+        .route("/v2/images/{id}/tasks", get(import::of_image))
         .route("/v2/images/{id}/actions/deactivate", post(images::deactivate))
         .route("/v2/images/{id}/actions/reactivate", post(images::reactivate))
         .route(
@@ -92,5 +94,44 @@ pub fn router() -> Router<AppState> {
         .route("/v2/schemas/images", get(schemas::images))
         .route("/v2/schemas/member", get(schemas::member))
         .route("/v2/schemas/members", get(schemas::members))
-        .route("/v2/info/import", get(versions::import_methods))
+        .route("/v2/schemas/task", get(schemas::task))
+        .route("/v2/schemas/tasks", get(schemas::tasks))
+        .route("/v2/tasks", get(import::list).post(import::create))
+        .route("/v2/tasks/{id}", get(import::show))
+        .route(
+            "/v2/metadefs/namespaces",
+            get(metadefs::list).post(metadefs::create),
+        )
+        .route(
+            "/v2/metadefs/namespaces/{namespace}",
+            get(metadefs::show).put(metadefs::update).delete(metadefs::delete),
+        )
+        .route("/v2/metadefs/resource_types", get(metadefs::resource_types))
+        .route(
+            "/v2/metadefs/namespaces/{namespace}/resource_types",
+            get(metadefs::associations).post(metadefs::associate),
+        )
+        .route(
+            "/v2/metadefs/namespaces/{namespace}/resource_types/{name}",
+            delete(metadefs::dissociate),
+        )
+        .route(
+            "/v2/metadefs/namespaces/{namespace}/{kind}",
+            get(metadefs::list_items)
+                .post(metadefs::add_item)
+                .delete(metadefs::remove_items),
+        )
+        .route(
+            "/v2/metadefs/namespaces/{namespace}/{kind}/{name}",
+            get(metadefs::show_item)
+                .post(metadefs::add_tag)
+                .put(metadefs::update_item)
+                .delete(metadefs::remove_item),
+        )
+        .route("/v2/schemas/metadefs/{name}", get(metadefs::schema))
+        .route("/v2/info/import", get(import::methods))
+        .route("/v2/info/stores", get(import::stores))
+        .route("/v2/info/stores/detail", get(import::stores_detail))
+        .route("/v2/info/usage", get(import::usage))
+        .route("/v2/stores/{store}/{id}", delete(import::delete_from_store))
 }

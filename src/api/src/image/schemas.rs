@@ -16,6 +16,7 @@ fn image_schema() -> Value {
     let states = [
         "queued",
         "saving",
+        "uploading",
         "importing",
         "active",
         "deactivated",
@@ -52,6 +53,7 @@ fn image_schema() -> Value {
             "self": fixed(json!("string"), "An image self url"),
             "file": fixed(json!("string"), "An image file url"),
             "schema": fixed(json!("string"), "An image schema url"),
+            "stores": fixed(json!("string"), "Store in which image data resides"),
         },
         "additionalProperties": {"type": "string"},
         "links": [
@@ -91,6 +93,38 @@ fn collection(name: &str, item: Value) -> Value {
             {"rel": "describedby", "href": "{schema}"},
         ],
     })
+}
+
+fn task_schema() -> Value {
+    let fixed = |kind: Value| json!({"type": kind, "readOnly": true});
+    json!({
+        "name": "task",
+        "properties": {
+            "id": fixed(json!("string")),
+            "type": {"type": "string", "enum": ["import", "api_image_import"]},
+            "status": {"type": "string", "readOnly": true, "enum": ["pending", "processing", "success", "failure"]},
+            "input": {"type": ["null", "object"]},
+            "result": fixed(json!(["null", "object"])),
+            "message": fixed(json!("string")),
+            "owner": fixed(json!("string")),
+            "user_id": fixed(json!(["null", "string"])),
+            "image_id": fixed(json!(["null", "string"])),
+            "request_id": fixed(json!(["null", "string"])),
+            "created_at": fixed(json!("string")),
+            "updated_at": fixed(json!("string")),
+            "expires_at": fixed(json!(["null", "string"])),
+            "self": fixed(json!("string")),
+            "schema": fixed(json!("string")),
+        },
+    })
+}
+
+pub(super) async fn task() -> Response {
+    Json(task_schema()).into_response()
+}
+
+pub(super) async fn tasks() -> Response {
+    Json(collection("tasks", task_schema())).into_response()
 }
 
 pub(super) async fn image() -> Response {

@@ -1,7 +1,8 @@
 //! How Glance writes things.
 
+use cloud::image::import::STORE;
 use cloud::image::members::Member;
-use cloud::image::{Image, format_name};
+use cloud::image::{Image, Status, format_name};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -48,6 +49,9 @@ pub(super) fn image(image: &Image) -> Value {
         .collect();
     if let Value::Object(known) = known {
         all.extend(known);
+    }
+    if matches!(image.status, Status::Active | Status::Deactivated) {
+        all.insert("stores".to_owned(), STORE.into());
     }
     Value::Object(all)
 }

@@ -70,7 +70,13 @@ where
     E: std::fmt::Display,
 {
     let (mut upload, format) = open(cloud, ctx, id, length).await?;
-    let received = match receive(&staged(cloud, id), cloud.config.max_image_bytes, bytes).await {
+    let received = match receive(
+        &staged(cloud, id),
+        cloud.config.max_image_bytes,
+        broken_off(bytes),
+    )
+    .await
+    {
         // A client that has nothing to send leaves the image as it was: some send an empty file where there is none.
         Ok(received) if received.size == 0 => {
             upload.give_up().await;
@@ -111,6 +117,21 @@ pub(super) async fn open(
         .map_err(|error| Error::Internal(format!("image upload: {error}")))?
 }
 
+/// The format of the bytes that an image waits for, before it becomes `next`.
+pub(super) fn awaits_bytes(image: &Image, next: Status) -> Result<ImageFormat> {
+    if image.status != Status::Queued {
+        return Err(Error::Conflict(format!(
+            "Image status transition from {} to {} is not allowed",
+            image.status.name(),
+            next.name()
+        )));
+    }
+    let format = image.disk_format.filter(|_| image.container_format.is_some());
+    format.ok_or_else(|| {
+        Error::BadRequest("Properties disk_format, container_format must be set prior to saving data.".into())
+    })
+}
+
 /// Puts an image into the hands of one upload.
 async fn begin(
     cloud: Arc<Cloud>,
@@ -125,21 +146,10 @@ async fn begin(
         .store
         .write(&caller, move |conn| {
             let image = find_own(conn, &ctx, id)?;
-            if image.status != Status::Queued {
-                return Err(Error::Conflict(format!(
-                    "Image status transition from {} to saving is not allowed",
-                    image.status.name()
-                )));
-            }
-            let format = image.disk_format.filter(|_| image.container_format.is_some());
-            let format = format.ok_or_else(|| {
-                Error::BadRequest(
-                    "Properties disk_format, container_format must be set prior to saving data.".into(),
-                )
-            })?;
+            let format = awaits_bytes(&image, Status::Saving)?;
             limits::check_bytes(conn, limit, &image.owner, id, length.unwrap_or(1))?;
             set_status(conn, id, Status::Saving, now)?;
-            Ok(format)
+            Ok::<_, Error>(format)
         })
         .await?;
     Ok((Upload::of(cloud, id, place), format))
@@ -152,10 +162,18 @@ pub(super) struct Received {
     pub(super) sha512: String,
 }
 
-pub(super) async fn receive<S, E>(path: &Path, limit: u64, mut bytes: S) -> Result<Received>
+/// What a client's broken connection is.
+pub(super) fn broken_off<S, E>(bytes: S) -> impl Stream<Item = Result<Bytes>> + Send + Unpin
 where
     S: Stream<Item = std::result::Result<Bytes, E>> + Send + Unpin,
     E: std::fmt::Display,
+{
+    bytes.map(|chunk| chunk.map_err(|error| Error::BadRequest(format!("The upload broke off: {error}"))))
+}
+
+pub(super) async fn receive<S>(path: &Path, limit: u64, mut bytes: S) -> Result<Received>
+where
+    S: Stream<Item = Result<Bytes>> + Send + Unpin,
 {
     if let Some(dir) = path.parent() {
         tokio::fs::create_dir_all(dir)
@@ -175,7 +193,7 @@ where
     let mut look = LOOK_AFTER;
     let (mut size, mut md5, mut sha512) = (0_u64, Md5::new(), Sha512::new());
     while let Some(chunk) = bytes.next().await {
-        let chunk = chunk.map_err(|error| Error::BadRequest(format!("The upload broke off: {error}")))?;
+        let chunk = chunk?;
         size += chunk.len() as u64;
         if size > limit {
             return Err(too_large(limit));
@@ -198,7 +216,7 @@ where
     })
 }
 
-fn too_large(limit: u64) -> Error {
+pub(super) fn too_large(limit: u64) -> Error {
     Error::TooLarge(format!(
         "Denying attempt to upload image larger than {limit} bytes."
     ))
@@ -245,6 +263,14 @@ impl Upload {
             done: false,
             _place: place,
         }
+    }
+
+    pub(super) fn cloud(&self) -> &Arc<Cloud> {
+        &self.cloud
+    }
+
+    pub(super) fn id(&self) -> Uuid {
+        self.id
     }
 
     /// Puts everything back.
@@ -354,7 +380,7 @@ async fn finish(
                     now
                 ],
             )?;
-            Ok(())
+            super::import::mark_end(conn, id, true)
         })
         .await
 }
@@ -367,7 +393,9 @@ pub(super) async fn put_back(cloud: &Cloud, id: Uuid) {
     let queued = cloud.store.write("image", move |conn| {
         let sql = "UPDATE images SET status = 'queued', updated_at = ?2, size = NULL, checksum = NULL,
              os_hash_value = NULL WHERE id = ?1 AND status IN ('saving', 'uploading', 'importing')";
-        Ok::<_, Error>(conn.execute(sql, params![id.to_string(), now])? > 0)
+        let put_back = conn.execute(sql, params![id.to_string(), now])? > 0;
+        super::import::mark_end(conn, id, false)?;
+        Ok::<_, Error>(put_back)
     });
     let done = match queued.await {
         Ok(true) => Ok(()),
@@ -432,7 +460,12 @@ pub fn spawn(cloud: Arc<Cloud>) -> JoinHandle<()> {
                             Ok(Ok(event)) if !event.touches("images") => {}
                             Ok(Ok(_) | Err(RecvError::Lagged(_))) => break,
                             Ok(Err(RecvError::Closed)) => return,
-                            Err(_) => super::staging::expire(&cloud, now() - STAGED).await,
+                            Err(_) => {
+                                super::staging::expire(&cloud, now() - STAGED).await;
+                                if let Err(error) = super::tasks::expire(&cloud).await {
+                                    tracing::warn!(%error, "old tasks could not be forgotten");
+                                }
+                            }
                         }
                     }
                 }
@@ -471,6 +504,7 @@ pub async fn recover(cloud: &Cloud) -> Result<()> {
         cloud.drivers.disks.delete_image(id).await?;
         put_back(cloud, id).await;
     }
+    super::tasks::recover(cloud).await?;
     let staged = super::staging::recover(cloud).await?;
     // What no row knows of.
     let mut files = match tokio::fs::read_dir(&cloud.config.staging_dir).await {

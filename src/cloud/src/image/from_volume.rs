@@ -6,7 +6,7 @@ use model::disk::{Converted, ImageFormat};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::{Image, MAX_PER_PROJECT, Status, Visibility, load, save};
+use super::{Image, MAX_PER_PROJECT, Status, Visibility, load, properties, save};
 use crate::identity::now;
 use crate::{Cloud, Context, Error, Result};
 
@@ -68,7 +68,7 @@ pub(crate) fn begin(conn: &Connection, ctx: &Context, new: New<'_>) -> Result<Im
     image.properties = new
         .properties
         .iter()
-        .filter(|(key, _)| !ATTRIBUTES.contains(&key.as_str()))
+        .filter(|(key, _)| !ATTRIBUTES.contains(&key.as_str()) && !properties::is_reserved(key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     save(conn, &image, now)?;

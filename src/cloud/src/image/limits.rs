@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// Uploads at once; more are told to come again. Each holds a file of up to the largest image's size.
 const UPLOADS: usize = 16;
 /// Of one project: whoever sends slowly keeps nobody else from sending.
-const UPLOADS_PER_PROJECT: usize = 4;
+pub(super) const UPLOADS_PER_PROJECT: usize = 4;
 /// What uploads leave free on their disk, for the database may lie there too: a twentieth, at most this many bytes.
 const RESERVE: u64 = 10 << 30;
 

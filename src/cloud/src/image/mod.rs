@@ -6,8 +6,9 @@
 //!    │                                         ▼
 //!    │       upload begins       all bytes are there        converted
 //!  queued ─────────────────▶ saving ───────────────▶ importing ───────────▶ active ◀──▶ deactivated
-//!    ▲                          │                        │                    │
-//!    └──── it breaks off, is too large, is hostile ──────┘                    │ delete (from every state)
+//!    │  ▲                       │                        ▲ │                  │
+//!    └──┼───── web-download ────┼────────────────────────┘ │                  │
+//!       └── it breaks off, is too large, is hostile ───────┘                  │ delete (from every state)
 //!                                                                             ▼
 //!                                                         pending_delete, which no one sees, and gone
 //! ```
@@ -21,12 +22,15 @@
 pub mod boot;
 pub mod data;
 pub(crate) mod from_volume;
+pub mod import;
 mod limits;
 pub mod list;
 pub mod members;
+pub mod metadefs;
 pub mod properties;
 pub mod snapshots;
 pub mod staging;
+pub mod tasks;
 pub mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,6 +58,16 @@ pub const POLICY: &[Rule] = &[
     rule("images", "reactivate", Who::Member),
     rule("images", "publicize", Who::Admin),
     rule("images", "change_owner", Who::Admin),
+    rule("metadefs", "list", Who::Reader),
+    rule("metadefs", "show", Who::Reader),
+    rule("metadefs", "create", Who::Admin),
+    rule("metadefs", "update", Who::Admin),
+    rule("metadefs", "delete", Who::Admin),
+    rule("image_stores", "detail", Who::Admin),
+    rule("images", "usage", Who::Reader),
+    rule("image_tasks", "list", Who::Admin),
+    rule("image_tasks", "show", Who::Admin),
+    rule("image_tasks", "create", Who::Admin),
     rule("image_members", "list", Who::Reader),
     rule("image_members", "show", Who::Reader),
     rule("image_members", "create", Who::Member),
@@ -63,6 +77,10 @@ pub const POLICY: &[Rule] = &[
 
 /// Tables.
 pub const SCHEMA: &str = include_str!("schema.sql");
+/// Tasks, which came later.
+pub const SCHEMA_TASKS: &str = include_str!("schema_tasks.sql");
+/// Metadata definitions.
+pub const SCHEMA_METADEFS: &str = include_str!("schema_metadefs.sql");
 
 /// The most images that one project may own.
 pub const MAX_PER_PROJECT: i64 = 1000;
@@ -357,6 +375,49 @@ pub async fn show(cloud: &Cloud, ctx: &Context, id: Uuid) -> Result<Image> {
     ctx.require("images", "show")?;
     let ctx = ctx.clone();
     cloud.store.read(move |conn| find(conn, &ctx, id)).await
+}
+
+/// What a project has, and may have: used, limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of images, in MiB, begun ones whole.
+    pub size_mib: (u64, u64),
+    /// Of these what is staged.
+    pub staged_mib: (u64, u64),
+    /// Images.
+    pub images: (u64, u64),
+    /// Uploads under way.
+    pub uploads: (u64, u64),
+}
+
+/// What the caller's project has.
+///
+/// # Errors
+/// 403.
+pub async fn usage(cloud: &Cloud, ctx: &Context) -> Result<Usage> {
+    ctx.require("images", "usage")?;
+    let project = ctx.project()?.to_owned();
+    let bytes = cloud.config.max_project_image_bytes >> 20;
+    cloud
+        .store
+        .read(move |conn| {
+            let sql =
+                "SELECT coalesce(sum(size), 0), coalesce(sum(size) FILTER (WHERE status = 'uploading'), 0),
+                 count(*) FILTER (WHERE status != 'pending_delete'),
+                 count(*) FILTER (WHERE status IN ('saving', 'importing')) FROM images WHERE owner = ?1";
+            let mut sql = conn.prepare_cached(sql)?;
+            let counts: [i64; 4] = sql.query_row([project], |row| {
+                Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?])
+            })?;
+            let [size, staged, images, uploads] = counts.map(i64::unsigned_abs);
+            Ok(Usage {
+                size_mib: (size.div_ceil(1 << 20), bytes),
+                staged_mib: (staged.div_ceil(1 << 20), bytes),
+                images: (images, MAX_PER_PROJECT.unsigned_abs()),
+                uploads: (uploads, limits::UPLOADS_PER_PROJECT as u64),
+            })
+        })
+        .await
 }
 
 #[cfg(test)]

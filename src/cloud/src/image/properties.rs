@@ -139,9 +139,7 @@ pub(super) fn set(ctx: &Context, image: &mut Image, key: &str, value: &Value) ->
             }
         }
         "locations" => return Err(Error::Forbidden("Locations are the cloud's own matter.".into())),
-        key if key.starts_with(RESERVED) => {
-            return Err(Error::Forbidden(format!("Attribute '{key}' is reserved.")));
-        }
+        key if is_reserved(key) => return Err(reserved(key)),
         key if READ_ONLY.contains(&key) => return Err(read_only(key)),
         _ => {
             let value = text()?.ok_or_else(|| invalid(key, "a text is needed"))?;
@@ -158,6 +156,15 @@ pub(super) fn set(ctx: &Context, image: &mut Image, key: &str, value: &Value) ->
         }
     }
     Ok(())
+}
+
+/// The image service's own.
+pub(super) fn is_reserved(key: &str) -> bool {
+    key.starts_with(RESERVED)
+}
+
+pub(super) fn reserved(key: &str) -> Error {
+    Error::Forbidden(format!("Attribute '{key}' is reserved."))
 }
 
 pub(super) fn read_only(key: &str) -> Error {

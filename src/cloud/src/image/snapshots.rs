@@ -6,7 +6,7 @@ use model::disk::{Converted, ImageFormat};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::{Image, MAX_PER_PROJECT, Status, Visibility, format_name, load, save};
+use super::{Image, MAX_PER_PROJECT, Status, Visibility, format_name, load, properties, save};
 use crate::identity::now;
 use crate::{Cloud, Context, Error, Result};
 
@@ -55,6 +55,7 @@ pub fn reserve(conn: &Connection, ctx: &Context, new: &Reserve, with_bytes: bool
     image.min_disk = new.min_disk;
     image.min_ram = new.min_ram;
     image.properties = new.properties.clone();
+    image.properties.retain(|key, _| !properties::is_reserved(key));
     save(conn, &image, now)?;
     if !with_bytes {
         conn.execute("UPDATE images SET size = 0 WHERE id = ?1", [new.id.to_string()])?;

@@ -1,4 +1,4 @@
-//! Import in two steps: the bytes are staged whole, and converted when the client says so.
+//! Import in two steps: the bytes are staged whole, and converted when the client says so ([`super::import`]).
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -9,9 +9,9 @@ use futures::Stream;
 use rusqlite::params;
 use uuid::Uuid;
 
-use super::data::{self, Received, Upload};
-use super::limits::{self, Place};
-use super::{Status, find_own, load};
+use super::data::{self, Received};
+use super::limits;
+use super::load;
 use crate::identity::now;
 use crate::{Cloud, Context, Error, Result};
 
@@ -32,7 +32,7 @@ where
 {
     let (mut upload, _) = data::open(cloud, ctx, id, length).await?;
     let path = data::staged(cloud, id);
-    let staged = match data::receive(&path, cloud.config.max_image_bytes, bytes).await {
+    let staged = match data::receive(&path, cloud.config.max_image_bytes, data::broken_off(bytes)).await {
         Ok(received) if received.size == 0 => Err(Error::BadRequest("The upload has no bytes.".into())),
         Ok(received) => keep(cloud, id, received).await,
         Err(error) => Err(error),
@@ -68,50 +68,6 @@ async fn keep(cloud: &Cloud, id: Uuid, received: Received) -> Result<()> {
             Ok(())
         })
         .await
-}
-
-/// Begins to convert what was staged, and returns at once.
-///
-/// # Errors
-/// 404, 403, 409 unless the bytes are staged, 503 if there are too many uploads.
-pub async fn import(cloud: &Arc<Cloud>, ctx: &Context, id: Uuid) -> Result<()> {
-    ctx.require("images", "upload")?;
-    // A task of its own: what has begun goes on, also if the client goes away and this future is dropped.
-    let begun = tokio::spawn(begin(cloud.clone(), ctx.clone(), id, data::place(ctx)?));
-    begun
-        .await
-        .map_err(|error| Error::Internal(format!("image import: {error}")))?
-}
-
-async fn begin(cloud: Arc<Cloud>, ctx: Context, id: Uuid, place: Place) -> Result<()> {
-    let (caller, now) = (ctx.user_id.clone(), now());
-    let (format, received) = cloud
-        .store
-        .write(&caller, move |conn| {
-            let image = find_own(conn, &ctx, id)?;
-            if image.status != Status::Uploading {
-                return Err(Error::Conflict(
-                    "Image needs to be staged before 'glance-direct' method can be used".into(),
-                ));
-            }
-            let broken = || Error::Internal(format!("image {id} was staged without its size or digests"));
-            let received = Received {
-                size: image.size.ok_or_else(broken)?,
-                md5: image.checksum.clone().ok_or_else(broken)?,
-                sha512: image.os_hash_value.clone().ok_or_else(broken)?,
-            };
-            let format = image.disk_format.ok_or_else(broken)?;
-            data::set_status(conn, id, Status::Importing, now)?;
-            Ok((format, received))
-        })
-        .await?;
-    let upload = Upload::of(cloud, id, place);
-    tokio::spawn(async move {
-        if let Err(error) = upload.convert(format, received).await {
-            tracing::warn!(image = %id, %error, "a staged image could not be imported");
-        }
-    });
-    Ok(())
 }
 
 /// Removes what was staged before this moment (microseconds since 1970) and never imported; the images are `queued` again.

@@ -131,7 +131,8 @@ async fn what_was_staged_is_imported_when_the_client_says_so() {
         let chunks = futures::stream::iter([Ok::<_, String>(Bytes::from_static(bytes))]);
         staging::stage(c, &ctx, id, None, chunks)
     };
-    assert!(staging::import(c, &ctx, id).await.is_err(), "nothing is staged");
+    let begin = || import::import(c, &ctx, id, import::Method::Staged, json!({}));
+    assert!(begin().await.is_err(), "nothing is staged");
     assert!(stage(b"").await.is_err());
     stage(b"staged bytes").await.unwrap();
     let image = show(c, &ctx, id).await.unwrap();
@@ -139,7 +140,7 @@ async fn what_was_staged_is_imported_when_the_client_says_so() {
     // A restart keeps what was staged as a whole.
     data::recover(c).await.unwrap();
     let mut events = c.store.subscribe();
-    staging::import(c, &ctx, id).await.unwrap();
+    begin().await.unwrap();
     while show(c, &ctx, id).await.unwrap().status != Status::Active {
         events.recv().await.unwrap();
     }
@@ -544,7 +545,8 @@ async fn an_import_goes_on_without_its_client() {
     let bytes = futures::stream::iter([Ok::<_, String>(Bytes::from(vec![2; 600]))]);
     staging::stage(&test.cloud, &ann, id, None, bytes).await.unwrap();
     // Asked once, and dropped as by a client that goes away.
-    let mut asked = Box::pin(staging::import(&test.cloud, &ann, id));
+    let method = import::Method::Staged;
+    let mut asked = Box::pin(import::import(&test.cloud, &ann, id, method, json!({})));
     let now = futures::poll!(&mut asked);
     assert!(now.is_pending());
     drop(asked);

@@ -122,6 +122,7 @@ fn carry_out(ctx: &Context, image: &mut Image, step: &Step) -> Result<()> {
         Step::Remove(key) if properties::SETTABLE.contains(&key.as_str()) => {
             Err(Error::Forbidden(format!("Property {key} may not be removed.")))
         }
+        Step::Remove(key) if properties::is_reserved(key) => Err(properties::reserved(key)),
         Step::Remove(key) => match image.properties.remove(key) {
             Some(_) => Ok(()),
             None => Err(Error::Conflict(format!("Property {key} does not exist."))),
