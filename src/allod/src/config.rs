@@ -250,6 +250,8 @@ pub struct Image {
     pub project_gib: u64,
     /// What is fetched from the web.
     pub web_download: WebDownload,
+    /// Vendors' images.
+    pub catalogue: Catalogue,
 }
 
 impl Default for Image {
@@ -258,11 +260,37 @@ impl Default for Image {
             max_gib: 64,
             project_gib: 1000,
             web_download: WebDownload::default(),
+            catalogue: Catalogue::default(),
         }
     }
 }
 
-/// What is fetched from the web for tenants: the import method `web-download`.
+/// Vendors' images that the cloud keeps fresh.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Catalogue {
+    /// Whether it does.
+    pub enabled: bool,
+    /// Only those of these names; none: all.
+    pub images: Vec<String>,
+    /// How often their vendors are asked.
+    pub refresh_hours: u64,
+    /// How long a superseded image stays, hidden.
+    pub retention_days: u64,
+}
+
+impl Default for Catalogue {
+    fn default() -> Self {
+        Catalogue {
+            enabled: false,
+            images: Vec::new(),
+            refresh_hours: 24,
+            retention_days: 30,
+        }
+    }
+}
+
+/// What is fetched from the web for tenants: the import method `web-download`, and the catalogue of vendors' images.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WebDownload {
@@ -466,6 +494,18 @@ impl Config {
         }
         if image.project_gib == 0 || image.project_gib > 32 << 20 {
             return Err(("image.project_gib", "must be 1 to 33554432".into()));
+        }
+        let catalogue = &image.catalogue;
+        if let Some(unknown) = catalogue.images.iter().find(|name| !crate::catalogue::has(name)) {
+            let names = crate::catalogue::names().join(", ");
+            let what = format!("'{unknown}' must be one of the catalogue's images: {names}");
+            return Err(("image.catalogue.images", what));
+        }
+        if !(1..=24 * 365).contains(&catalogue.refresh_hours) {
+            return Err(("image.catalogue.refresh_hours", "must be 1 to 8760".into()));
+        }
+        if catalogue.retention_days > 3650 {
+            return Err(("image.catalogue.retention_days", "must be 0 to 3650".into()));
         }
         let web = &image.web_download;
         for host in &web.allow_hosts {

@@ -1,5 +1,6 @@
 //! A whole cloud in one binary: the command line, the configuration, and the wiring of all rooms.
 
+mod catalogue;
 mod config;
 mod drivers;
 mod machine;

@@ -82,6 +82,7 @@ async fn run(config: Config, state: StateDir, listener: TcpListener, started: In
     let loops = [
         cloud::identity::upkeep::spawn(cloud.clone()),
         cloud::image::spawn(cloud.clone()),
+        cloud::image::catalogue::spawn(cloud.clone()),
         cloud::network::spawn(cloud.clone()),
         cloud::compute::spawn_with(cloud.clone(), settings),
         cloud::volume::spawn(cloud.clone()),
@@ -214,6 +215,7 @@ fn rules(config: &Config, state: &StateDir) -> cloud::Config {
         },
         encrypt_volumes: config.storage.encrypt,
         key_lifetime: std::time::Duration::from_secs(u64::from(config.storage.key_days) * 86_400),
+        catalogue: crate::catalogue::settings(&config.image.catalogue),
     }
 }
 

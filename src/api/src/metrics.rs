@@ -31,6 +31,7 @@ struct Inner {
     pool_free: Gauge,
     switch_connections: Gauge,
     switch_drops: Family<ReasonLabels, Gauge>,
+    catalogue: Family<ImageLabels, Gauge>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -53,6 +54,11 @@ struct ResultLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
     state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ImageLabels {
+    image: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -82,6 +88,7 @@ impl Default for Metrics {
             pool_free: Gauge::default(),
             switch_connections: Gauge::default(),
             switch_drops: Family::default(),
+            catalogue: Family::default(),
         };
         let metrics = Metrics(Arc::new(inner));
         let m = &metrics.0;
@@ -126,6 +133,11 @@ impl Default for Metrics {
                 "switch_dropped_frames",
                 "Frames that the switch dropped",
                 m.switch_drops.clone(),
+            );
+            r.register(
+                "image_catalogue_fresh",
+                "Images of the catalogue: 1 if what the vendor has is there, 0 if not",
+                m.catalogue.clone(),
             );
         });
         metrics
@@ -224,6 +236,14 @@ impl Metrics {
                     .switch_drops
                     .get_or_create(&ReasonLabels { reason })
                     .set(gauge(count));
+            }
+        }
+        if let Ok(entries) = cloud::image::catalogue::known(cloud).await {
+            self.0.catalogue.clear();
+            for entry in entries.into_iter().filter(|entry| entry.state != "retired") {
+                let fresh = i64::from(entry.state == "available");
+                let labels = ImageLabels { image: entry.name };
+                self.0.catalogue.get_or_create(&labels).set(fresh);
             }
         }
         let mut out = String::new();

@@ -1,10 +1,12 @@
 //! Settings that rules need; the daemon reads them from the operator's file.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use model::disk::ImageFormat;
 
 /// Settings of the rules.
 #[derive(Debug, Clone)]
@@ -39,6 +41,86 @@ pub struct Config {
     pub encrypt_volumes: bool,
     /// After this time a domain's or a project's key of disks is exchanged.
     pub key_lifetime: Duration,
+    /// Vendors' images.
+    pub catalogue: Catalogue,
+}
+
+/// Vendors' images that the cloud keeps fresh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Catalogue {
+    /// They; none: there is no catalogue.
+    pub entries: Vec<CatalogueEntry>,
+    /// How often their vendors are asked.
+    pub refresh: Duration,
+    /// How long a superseded image stays, hidden.
+    pub retention: Duration,
+}
+
+impl Default for Catalogue {
+    fn default() -> Self {
+        Catalogue {
+            entries: Vec::new(),
+            refresh: Duration::from_secs(24 * 60 * 60),
+            retention: Duration::from_secs(30 * 24 * 60 * 60),
+        }
+    }
+}
+
+/// A vendor's image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogueEntry {
+    /// Its name, such as `Ubuntu 24.04`.
+    pub name: String,
+    /// Where its newest version is.
+    pub url: String,
+    /// The vendor's list of digests, which has the last part of the URL in it.
+    pub checksums: String,
+    /// The digests' kind.
+    pub algorithm: Algorithm,
+    /// What the vendor's file is.
+    pub disk_format: ImageFormat,
+    /// GiB and MiB.
+    pub min_disk: u32,
+    /// See there.
+    pub min_ram: u32,
+    /// The last day on which its vendor cares for it.
+    pub until: Option<time::Date>,
+    /// What else SCS-0102 asks for.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl CatalogueEntry {
+    /// The file's name in the list of digests.
+    pub fn file_name(&self) -> String {
+        self.url.rsplit('/').next().unwrap_or_default().to_owned()
+    }
+}
+
+/// A kind of digests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Algorithm {
+    /// SHA-256.
+    Sha256,
+    /// SHA-512.
+    Sha512,
+}
+
+impl Algorithm {
+    /// As SCS-0102 writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Algorithm::Sha256 => "sha256",
+            Algorithm::Sha512 => "sha512",
+        }
+    }
+
+    /// Hexadecimal digits.
+    pub fn digits(self) -> usize {
+        match self {
+            Algorithm::Sha256 => 64,
+            Algorithm::Sha512 => 128,
+        }
+    }
 }
 
 /// What the operator asks of accounts and passwords.

@@ -177,6 +177,8 @@ pub trait Web: Send + Sync {
 pub struct WebFile {
     /// How many bytes there are, if the server says so; others do not arrive.
     pub length: Option<u64>,
+    /// When the file was last changed, if the server says so; microseconds since 1970.
+    pub modified: Option<i64>,
     /// They: whole, or with an error at their end.
     pub bytes: BoxStream<'static, Result<Bytes, DriverError>>,
 }

@@ -69,4 +69,9 @@ pub const STEPS: &[Step] = &[
         name: "image: metadata definitions",
         sql: crate::image::SCHEMA_METADEFS,
     },
+    Step {
+        number: 11,
+        name: "image: the catalogue of vendors' images",
+        sql: crate::image::SCHEMA_CATALOGUE,
+    },
 ];

@@ -59,6 +59,7 @@ pub async fn cloud_at(public_url: &str) -> TestCloud {
         },
         encrypt_volumes: true,
         key_lifetime: std::time::Duration::from_secs(90 * 86400),
+        catalogue: crate::config::Catalogue::default(),
     };
     let drivers = Arc::new(Remembering::new(dir.path().join("images")));
     let identity = Arc::new(
@@ -174,6 +175,8 @@ pub struct WebPage {
     pub bytes: Vec<u8>,
     /// What the server says of their number.
     pub length: Option<u64>,
+    /// And of its last change.
+    pub modified: Option<i64>,
     /// What happens after the last of them.
     pub end: WebEnd,
 }
@@ -196,6 +199,7 @@ impl WebPage {
         WebPage {
             bytes: bytes.to_vec(),
             length: Some(bytes.len() as u64),
+            modified: None,
             end: WebEnd::Whole,
         }
     }
@@ -639,6 +643,7 @@ impl Web for Remembering {
         };
         Ok(WebFile {
             length: page.length,
+            modified: page.modified,
             bytes,
         })
     }

@@ -12,6 +12,8 @@ use hyper::header::{self, HeaderMap};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -241,11 +243,21 @@ impl Web {
         if length.is_none() && !headers.contains_key(header::TRANSFER_ENCODING) {
             return Err(Refusal::NoLength);
         }
+        let modified = headers
+            .get(header::LAST_MODIFIED)
+            .and_then(|time| time.to_str().ok());
         Ok(WebFile {
             length,
+            modified: modified.and_then(micros),
             bytes: chunks(answer.into_body(), connection, self.limits.clone(), end).boxed(),
         })
     }
+}
+
+/// A date of HTTP (RFC 9110 §5.6.7) in microseconds since 1970.
+fn micros(date: &str) -> Option<i64> {
+    let date = OffsetDateTime::parse(date, &Rfc2822).ok()?;
+    date.unix_timestamp().checked_mul(1_000_000)
 }
 
 /// How far a body is.

@@ -156,7 +156,8 @@ fn is(result: Result<Vec<u8>, String>, refusal: Refusal) {
     assert_eq!(result, Err(refusal.to_string()));
 }
 
-const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nbytes";
+const OK: &str =
+    "HTTP/1.1 200 OK\r\nlast-modified: Fri, 13 Feb 2009 23:31:30 GMT\r\ncontent-length: 5\r\n\r\nbytes";
 
 #[tokio::test]
 async fn a_file_comes_whole_with_its_length_or_in_chunks() {
@@ -172,7 +173,11 @@ async fn a_file_comes_whole_with_its_length_or_in_chunks() {
     let fetching = web(server.allowed(), names(&[]));
     let uri = format!("{}?a=b%20c#part", server.uri());
     assert_eq!(all(&fetching, &uri).await.unwrap(), b"bytes");
-    assert_eq!(fetching.get(&uri).await.unwrap().length, Some(5));
+    let file = fetching.get(&uri).await.unwrap();
+    assert_eq!(
+        (file.length, file.modified),
+        (Some(5), Some(1_234_567_890_000_000))
+    );
     let head = heads.lock().unwrap().to_ascii_lowercase();
     assert!(head.starts_with("get /file?a=b%20c http/1.1\r\n"), "{head}");
     assert!(head.contains(&format!("host: {}\r\n", server.address)), "{head}");

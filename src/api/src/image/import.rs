@@ -3,10 +3,9 @@
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
-use cloud::Error;
 use cloud::image::import::{self, METHODS, Method, STORE};
 use cloud::image::tasks::{self, Task};
-use cloud::image::{self};
+use cloud::{Error, image};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -247,6 +246,22 @@ pub(super) async fn stores_detail(Auth(ctx): Auth) -> Answer {
         "properties": {},
     });
     Ok(Json(json!({"stores": [store]})).into_response())
+}
+
+/// How the catalogue of vendors' images is; Glance has no such thing.
+pub(super) async fn catalogue(State(state): State<AppState>, Auth(ctx): Auth) -> Answer {
+    let all = image::catalogue::list(&state.cloud, &ctx).await?;
+    let all = all.into_iter().map(|one| {
+        json!({
+            "name": one.name,
+            "state": one.state,
+            "reason": one.reason,
+            "image_id": one.image,
+            "checked_at": shape::time(one.checked_at),
+            "fresh_at": one.fresh_at.map(shape::time),
+        })
+    });
+    Ok(Json(json!({"catalogue": all.collect::<Vec<_>>()})).into_response())
 }
 
 /// Of the only store an image's bytes go with the image.

@@ -132,6 +132,7 @@ pub fn router() -> Router<AppState> {
         .route("/v2/info/import", get(import::methods))
         .route("/v2/info/stores", get(import::stores))
         .route("/v2/info/stores/detail", get(import::stores_detail))
+        .route("/v2/info/catalogue", get(import::catalogue))
         .route("/v2/info/usage", get(import::usage))
         .route("/v2/stores/{store}/{id}", delete(import::delete_from_store))
 }

@@ -20,6 +20,7 @@
 //! raw or ISO image's raw form begins with them; the file of any other format is kept beside it.
 
 pub mod boot;
+pub mod catalogue;
 pub mod data;
 pub(crate) mod from_volume;
 pub mod import;
@@ -63,6 +64,7 @@ pub const POLICY: &[Rule] = &[
     rule("metadefs", "create", Who::Admin),
     rule("metadefs", "update", Who::Admin),
     rule("metadefs", "delete", Who::Admin),
+    rule("image_catalogue", "list", Who::Admin),
     rule("image_stores", "detail", Who::Admin),
     rule("images", "usage", Who::Reader),
     rule("image_tasks", "list", Who::Admin),
@@ -79,6 +81,8 @@ pub const POLICY: &[Rule] = &[
 pub const SCHEMA: &str = include_str!("schema.sql");
 /// Tasks, which came later.
 pub const SCHEMA_TASKS: &str = include_str!("schema_tasks.sql");
+/// The catalogue of vendors' images.
+pub const SCHEMA_CATALOGUE: &str = include_str!("schema_catalogue.sql");
 /// Metadata definitions.
 pub const SCHEMA_METADEFS: &str = include_str!("schema_metadefs.sql");
 

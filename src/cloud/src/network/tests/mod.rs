@@ -50,6 +50,7 @@ fn config() -> Config {
         accounts: Default::default(),
         encrypt_volumes: true,
         key_lifetime: std::time::Duration::MAX,
+        catalogue: Default::default(),
     }
 }
 
