@@ -70,7 +70,7 @@ pub const STEPS: &[Step] = &[
         sql: crate::image::SCHEMA_METADEFS,
     },
     Step {
-        number: 11,
+        number: 14,
         name: "image: the catalogue of vendors' images",
         sql: crate::image::SCHEMA_CATALOGUE,
     },

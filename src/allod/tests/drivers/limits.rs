@@ -50,6 +50,7 @@ fn spec(limits: DiskLimits) -> DiskSpec {
         direct: false,
         transport: DiskTransport::Embedded,
         limits,
+        key: None,
     }
 }
 
