@@ -42,6 +42,7 @@ impl Served {
             direct: false,
             transport,
             limits,
+            key: None,
         };
         let socket = listen(&dir.path().join("socket")).unwrap();
         let control = listen(&dir.path().join("control")).unwrap();
