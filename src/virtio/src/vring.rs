@@ -116,6 +116,8 @@ pub struct Vring {
     base: u16,
     enabled: bool,
     broken: bool,
+    /// Something was returned since the guest was last asked whether it wants to hear of it.
+    returned: bool,
     kick: Option<File>,
     call: Option<File>,
     err: Option<File>,
@@ -134,6 +136,7 @@ impl Vring {
             base: 0,
             enabled: false,
             broken: false,
+            returned: false,
             kick: None,
             call: None,
             err: None,
@@ -232,12 +235,14 @@ impl Vring {
         if result.is_err() {
             self.break_ring();
         }
+        self.returned = true;
         Ok(result?)
     }
 
-    /// Interrupts the guest if it asked for it. True if it was interrupted.
+    /// Interrupts the guest if it asked for it, and there is something new for it. True if it was interrupted.
     pub fn notify(&mut self, memory: &Memory) -> bool {
-        if !self.started() || !self.wants_interrupt(memory).unwrap_or(false) {
+        let news = std::mem::take(&mut self.returned);
+        if !news || !self.started() || !self.wants_interrupt(memory).unwrap_or(false) {
             return false;
         }
         self.signal();
@@ -450,6 +455,7 @@ impl Vring {
         self.queue.set_next_avail(resume.unwrap_or(self.base));
         self.queue.set_ready(true);
         self.broken = false;
+        self.returned = false;
         self.queue.enable_notification(memory)?;
         fence(Ordering::SeqCst);
         Ok(())

@@ -84,6 +84,24 @@ fn a_ring_goes_on_where_it_was_halted() {
     );
 }
 
+#[test]
+fn a_guest_is_interrupted_for_what_is_new_alone() {
+    let memory = memory();
+    let call = eventfd();
+    let mut ring = Vring::new(16).unwrap();
+    ring.start_at(&memory, placement(), eventfd(), Some(call.try_clone().unwrap()))
+        .unwrap();
+    let rang = || std::io::Read::read(&mut &call, &mut [0; 8]).is_ok();
+    assert!(!rang(), "at its start");
+    assert!(!ring.notify(&memory) && !rang(), "for nothing");
+    offer(&memory, 3, 0);
+    assert!(ring.pop(&memory, &mut Chain::new()).unwrap());
+    assert!(!ring.notify(&memory) && !rang(), "for what was taken");
+    ring.push_used(&memory, 3, 0).unwrap();
+    assert!(ring.notify(&memory) && rang());
+    assert!(!ring.notify(&memory) && !rang(), "again");
+}
+
 /// What a driver does with an event index (virtio 1.2 §2.7.10).
 fn kicks(memory: &Memory, old: u16, new: u16) -> bool {
     let event: u16 = memory.read_obj(GuestAddress(0x3004 + 8 * 8)).unwrap();
