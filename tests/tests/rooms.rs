@@ -29,8 +29,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("model", &[]),
 ];
 
-/// What stands beside the rooms and drives them from outside: of the workspace it may use the harness alone.
+/// What stands beside the rooms and drives them from outside: of the workspace it may use the harness alone. But benches measure
+/// a volume's data path by itself, too.
 const OUTSIDE: &[&str] = &["tests", "benches", "xtask"];
+const MEASURED: &[&str] = &["disk", "model", "process", "virtio"];
 
 /// An outside library and the rooms that may use it.
 const LIBRARIES: &[(&str, &[&str])] = &[
@@ -109,7 +111,8 @@ fn arrows_point_down_only() {
             .iter()
             .filter(|d| members.contains_key(*d) && *d != name)
         {
-            if !allowed.contains(&dependency.as_str()) {
+            let measured = name == "benches" && MEASURED.contains(&dependency.as_str());
+            if !measured && !allowed.contains(&dependency.as_str()) {
                 wrong.push(format!("{name} → {dependency}"));
             }
         }
