@@ -83,7 +83,13 @@ pub(super) async fn create(State(app): State<AppState>, call: Call, Json(body): 
 pub(super) async fn update(State(app): State<AppState>, call: Call, Json(body): Json<Value>) -> Answer {
     let words = words(&body)?;
     let made = type_encryption::update(&app.cloud, &call.ctx, call.id(), call.param("key"), words).await?;
-    ok(json!({"encryption": view(&made)}))
+    // Cinder answers what was said, without ids.
+    ok(json!({"encryption": {
+        "provider": made.provider,
+        "cipher": made.cipher,
+        "key_size": made.key_size,
+        "control_location": made.control_location,
+    }}))
 }
 
 pub(super) async fn delete(State(app): State<AppState>, call: Call) -> Answer {
