@@ -4,5 +4,6 @@
 pub mod api;
 pub mod disk;
 pub mod figure;
+pub mod fio;
 pub mod measure;
 pub mod vmm;

@@ -1,14 +1,12 @@
 //! What is read and written, by a guest's driver and by a program on the host.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use allod_tests::run::finish;
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Result, ensure};
 
 use super::driver::{Driver, Options, T_IN, T_OUT};
+use crate::fio::{self, Access};
 
 const SECONDS: u64 = 2;
 
@@ -130,24 +128,13 @@ pub(super) fn drive(job: &Job, socket: &Path, size: u64) -> Result<f64> {
     Ok(job.rate(ended as f64, start.elapsed().as_secs_f64()))
 }
 
-/// The same by a program on the host, with io_uring and past the page cache.
+/// The same by a program on the host.
 pub(super) fn fio(job: &Job, file: &Path) -> Result<f64> {
-    let mut command = Command::new("fio");
-    command.args([
-        "--name=host",
-        "--ioengine=io_uring",
-        "--direct=1",
-        "--output-format=json",
-    ]);
-    command.args(["--time_based", "--norandommap", "--randrepeat=0", "--thread"]);
-    command.arg(format!("--filename={}", file.display()));
-    command.arg(format!("--rw={}", job.pattern));
-    command.arg(format!("--bs={}", job.bytes));
-    command.arg(format!("--iodepth={}", job.depth));
-    command.arg(format!("--runtime={SECONDS}"));
-    let said = finish(&mut command)?;
-    let report: Value = serde_json::from_str(&said).context("fio's report")?;
-    let way = if job.kind == T_IN { "read" } else { "write" };
-    let rate = report["jobs"][0][way]["iops"].as_f64();
-    Ok(job.rate(rate.context("no rate in fio's report")?, 1.0))
+    let access = Access {
+        pattern: job.pattern,
+        bytes: job.bytes as u64,
+        depth: u32::try_from(job.depth)?,
+        seconds: SECONDS,
+    };
+    Ok(job.rate(fio::rate(access, file)?, 1.0))
 }

@@ -5,17 +5,15 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use allod_tests::run::finish;
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
 use super::guests;
 use super::monitors::{Machine, ours};
 use super::running::Running;
 use crate::figure::Figure;
+use crate::fio::{self, Access};
 use crate::measure::{least, median, most};
 
 const TURNS: usize = 7;
@@ -71,7 +69,7 @@ pub fn run(folder: &Path) -> Result<()> {
         };
         let (mut guest, mut host) = (Vec::new(), Vec::new());
         for _ in 0..TURNS {
-            host.push(fio(job, &file)?);
+            host.push(by_host(job, &file)?);
             guest.push(by_guest(job, &machine, folder)?);
         }
         let figure = |name: &str, of: fn(&[f64]) -> f64| {
@@ -99,25 +97,14 @@ fn fill(path: &Path) -> Result<()> {
 }
 
 /// Requests per second of a program on the host.
-fn fio(job: &Job, file: &Path) -> Result<f64> {
-    let mut command = Command::new("fio");
-    command.args([
-        "--name=host",
-        "--ioengine=io_uring",
-        "--direct=1",
-        "--output-format=json",
-    ]);
-    command.args(["--time_based", "--norandommap", "--randrepeat=0", "--thread"]);
-    command.arg(format!("--filename={}", file.display()));
-    command.arg(format!("--size={FILE}"));
-    command.arg(format!("--rw={}", job.pattern));
-    command.arg(format!("--bs={}", job.bytes));
-    command.arg(format!("--iodepth={}", job.depth));
-    command.arg(format!("--runtime={SECONDS}"));
-    let said = finish(&mut command)?;
-    let report: Value = serde_json::from_str(&said).context("fio's report")?;
-    let rate = report["jobs"][0]["read"]["iops"].as_f64();
-    rate.context("no rate in fio's report")
+fn by_host(job: &Job, file: &Path) -> Result<f64> {
+    let access = Access {
+        pattern: job.pattern,
+        bytes: job.bytes,
+        depth: job.depth,
+        seconds: SECONDS,
+    };
+    fio::rate(access, file)
 }
 
 /// The guest's requests per second.

@@ -64,16 +64,18 @@ fn inherit(conn: &Connection, file: Uuid, from: Uuid) -> Result<Option<Uuid>> {
     Ok(of(conn, from)?.first().copied())
 }
 
-/// Removes lineages that nothing is left of; those of images if they were not used since then. What is gone is told.
-pub(super) fn remove_unused(conn: &Connection, since: i64) -> Result<Vec<Uuid>> {
+/// Removes lineages, or this one alone, from projects that have nothing left of them; those of images if they were not used since
+/// then. Lineages that no project has any more are told.
+fn prune(conn: &Connection, lineage: Option<Uuid>, since: i64) -> Result<Vec<Uuid>> {
     let mut sql = conn.prepare_cached(
-        "DELETE FROM encryption_lineages WHERE NOT EXISTS (
+        "DELETE FROM encryption_lineages WHERE (?1 IS NULL OR lineage = ?1)
+         AND NOT EXISTS (
              SELECT 1 FROM encryption_files AS f
              WHERE f.lineage = encryption_lineages.lineage AND f.project_id = encryption_lineages.project_id)
-         AND (image_id IS NULL OR used_at < ?1) RETURNING lineage",
+         AND (image_id IS NULL OR used_at < ?2) RETURNING lineage",
     )?;
     let texts: Vec<String> = sql
-        .query_map([since], |row| row.get(0))?
+        .query_map(params![lineage.map(|id| id.to_string()), since], |row| row.get(0))?
         .collect::<std::result::Result<_, _>>()?;
     let mut gone = Vec::new();
     for text in texts {
@@ -87,6 +89,11 @@ pub(super) fn remove_unused(conn: &Connection, since: i64) -> Result<Vec<Uuid>> 
     Ok(gone)
 }
 
+/// Removes all lineages that nothing is left of; those of images if they were not used since then. What is gone is told.
+pub(super) fn remove_unused(conn: &Connection, since: i64) -> Result<Vec<Uuid>> {
+    prune(conn, None, since)
+}
+
 /// Removes the rows of a file, but for those of a lineage that it keeps. Lineages that nothing is left of lose their keys; these
 /// are told. That of an image stays for a while: what comes next of the image in this project need not have it encrypted again.
 fn remove(conn: &Connection, file: Uuid, keep: &[Uuid]) -> Result<Vec<Uuid>> {
@@ -95,21 +102,10 @@ fn remove(conn: &Connection, file: Uuid, keep: &[Uuid]) -> Result<Vec<Uuid>> {
         if keep.contains(&lineage) {
             continue;
         }
-        let text = lineage.to_string();
         conn.prepare_cached("DELETE FROM encryption_files WHERE file_id = ?1 AND lineage = ?2")?
-            .execute(params![file.to_string(), text])?;
+            .execute(params![file.to_string(), lineage.to_string()])?;
         keys::touch(conn, lineage)?;
-        conn.prepare_cached(
-            "DELETE FROM encryption_lineages WHERE lineage = ?1 AND image_id IS NULL AND NOT EXISTS (
-                 SELECT 1 FROM encryption_files AS f
-                 WHERE f.lineage = ?1 AND f.project_id = encryption_lineages.project_id)",
-        )?
-        .execute([&text])?;
-        let mut left = conn.prepare_cached("SELECT 1 FROM encryption_lineages WHERE lineage = ?1")?;
-        if !left.exists([&text])? {
-            info!(target: "audit", event = "disk key removed", %lineage);
-            gone.push(lineage);
-        }
+        gone.extend(prune(conn, Some(lineage), i64::MIN)?);
     }
     Ok(gone)
 }
@@ -127,6 +123,14 @@ async fn forget(cloud: &Cloud, file: Uuid, keep: Vec<Uuid>) -> Done {
     Ok(())
 }
 
+/// A file of a lineage is this project's from now on, which gets the key.
+fn give(conn: &Connection, identity: &Identity, file: Uuid, lineage: Uuid, project: &str) -> Result<()> {
+    keys::share(conn, identity, lineage, project)?;
+    conn.prepare_cached("UPDATE encryption_files SET project_id = ?3 WHERE file_id = ?1 AND lineage = ?2")?
+        .execute(params![file.to_string(), lineage.to_string(), project])?;
+    Ok(())
+}
+
 /// The lineage of a volume that is to be made; `None`: it is not to be encrypted.
 fn assign(
     conn: &Connection,
@@ -141,11 +145,7 @@ fn assign(
             let lineage = inherit(conn, volume, from)?;
             // A clone may be another project's: its key is to be there, too.
             for lineage in of(conn, volume)? {
-                keys::share(conn, identity, lineage, project)?;
-                conn.prepare_cached(
-                    "UPDATE encryption_files SET project_id = ?3 WHERE file_id = ?1 AND lineage = ?2",
-                )?
-                .execute(params![volume.to_string(), lineage.to_string(), project])?;
+                give(conn, identity, volume, lineage, project)?;
             }
             return Ok(lineage);
         }
@@ -281,17 +281,9 @@ pub async fn delete_backup(cloud: &Cloud, backup: Uuid) -> Done {
 /// lineage.
 pub(crate) fn transfer(conn: &Connection, identity: &Identity, file: Uuid, project: &str) -> Result<()> {
     for lineage in of(conn, file)? {
-        keys::share(conn, identity, lineage, project)?;
-        conn.prepare_cached(
-            "UPDATE encryption_files SET project_id = ?3 WHERE file_id = ?1 AND lineage = ?2",
-        )?
-        .execute(params![file.to_string(), lineage.to_string(), project])?;
-        conn.prepare_cached(
-            "DELETE FROM encryption_lineages WHERE lineage = ?1 AND NOT EXISTS (
-                 SELECT 1 FROM encryption_files AS f
-                 WHERE f.lineage = ?1 AND f.project_id = encryption_lineages.project_id)",
-        )?
-        .execute([lineage.to_string()])?;
+        give(conn, identity, file, lineage, project)?;
+        // The new project has it by now, so that no key goes.
+        prune(conn, Some(lineage), i64::MAX)?;
     }
     Ok(())
 }

@@ -222,6 +222,30 @@ impl DiskKeys for Keyring {
     }
 }
 
+/// Encrypts the keys below an exchanged one anew. The table that they are in, its column of names, and the one that names the exchanged one.
+fn rewrap(
+    conn: &Connection,
+    (table, name, above): (&str, &str, &str),
+    whose: &str,
+    purpose: impl Fn(&str) -> Result<String>,
+    (old, new): (&Kek, &Kek),
+) -> Result<()> {
+    let mut select =
+        conn.prepare_cached(&format!("SELECT {name}, wrapped FROM {table} WHERE {above} = ?1"))?;
+    let rows: Vec<(String, Vec<u8>)> = select
+        .query_map([whose], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<std::result::Result<_, _>>()?;
+    let mut update = conn.prepare_cached(&format!(
+        "UPDATE {table} SET wrapped = ?3 WHERE {name} = ?1 AND {above} = ?2"
+    ))?;
+    for (text, sealed) in rows {
+        let purpose = purpose(&text)?;
+        let key = old.open(&purpose, &sealed)?;
+        update.execute(params![text, whose, new.seal(&purpose, &key)?])?;
+    }
+    Ok(())
+}
+
 /// Exchanges a project's key: its data keys are encrypted under the new one. Disks are not touched.
 ///
 /// # Errors
@@ -239,19 +263,13 @@ pub async fn rotate_project(cloud: &Cloud, project: &str) -> Result<()> {
             let fresh = random::<KEK>();
             let new = Kek::new(&fresh[..])?;
             let wrapped = domain_key(conn, &identity, &domain)?.seal(&of_project(&project), &fresh[..])?;
-            let mut lineages = conn
-                .prepare_cached("SELECT lineage, wrapped FROM encryption_lineages WHERE project_id = ?1")?;
-            let rows: Vec<(String, Vec<u8>)> = lineages
-                .query_map([&project], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect::<std::result::Result<_, _>>()?;
-            let mut update = conn.prepare_cached(
-                "UPDATE encryption_lineages SET wrapped = ?3 WHERE lineage = ?1 AND project_id = ?2",
+            rewrap(
+                conn,
+                ("encryption_lineages", "lineage", "project_id"),
+                &project,
+                |lineage| Ok(of_lineage(parse(lineage)?, &project)),
+                (&old, &new),
             )?;
-            for (text, sealed) in rows {
-                let purpose = of_lineage(parse(&text)?, &project);
-                let key = old.open(&purpose, &sealed)?;
-                update.execute(params![text, project, new.seal(&purpose, &key)?])?;
-            }
             conn.prepare_cached(
                 "UPDATE encryption_projects SET wrapped = ?2, version = version + 1, created_at = ?3
                  WHERE project_id = ?1",
@@ -280,18 +298,13 @@ pub async fn rotate_domain(cloud: &Cloud, domain: &str) -> Result<()> {
             let old = unwrap_domain(&identity, &domain, &wrapped)?;
             let fresh = random::<KEK>();
             let new = Kek::new(&fresh[..])?;
-            let mut projects = conn
-                .prepare_cached("SELECT project_id, wrapped FROM encryption_projects WHERE domain_id = ?1")?;
-            let rows: Vec<(String, Vec<u8>)> = projects
-                .query_map([&domain], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect::<std::result::Result<_, _>>()?;
-            let mut update =
-                conn.prepare_cached("UPDATE encryption_projects SET wrapped = ?2 WHERE project_id = ?1")?;
-            for (project, sealed) in rows {
-                let purpose = of_project(&project);
-                let key = old.open(&purpose, &sealed)?;
-                update.execute(params![project, new.seal(&purpose, &key)?])?;
-            }
+            rewrap(
+                conn,
+                ("encryption_projects", "project_id", "domain_id"),
+                &domain,
+                |project| Ok(of_project(project)),
+                (&old, &new),
+            )?;
             conn.prepare_cached(
                 "UPDATE encryption_domains SET wrapped = ?2, version = version + 1, created_at = ?3
                  WHERE domain_id = ?1",

@@ -113,8 +113,11 @@ fn check_unused(conn: &Connection, kind: Uuid) -> Result<()> {
     Ok(())
 }
 
-fn missing(kind: Uuid) -> Error {
-    Error::not_found("Volume type encryption for type", kind)
+/// What a type says, by its id; 404.
+fn find(conn: &Connection, kind: Uuid, id: &str) -> Result<TypeEncryption> {
+    get(conn, kind)?
+        .filter(|found| found.id.to_string() == id)
+        .ok_or_else(|| Error::not_found("Volume type encryption for type", kind))
 }
 
 /// What a type says; `None`: nothing.
@@ -179,9 +182,7 @@ pub async fn update(
     cloud
         .store
         .write(&ctx.user_id, move |conn| {
-            let mut found = get(conn, kind)?
-                .filter(|found| found.id.to_string() == id)
-                .ok_or_else(|| missing(kind))?;
+            let mut found = find(conn, kind, &id)?;
             check_unused(conn, kind)?;
             let words = words.clone();
             if let Some(provider) = words.provider {
@@ -214,10 +215,7 @@ pub async fn delete(cloud: &Cloud, ctx: &Context, kind: &str, id: &str) -> Resul
     cloud
         .store
         .write(&ctx.user_id, move |conn| {
-            let found = get(conn, kind)?.filter(|found| found.id.to_string() == id);
-            if found.is_none() {
-                return Err(missing(kind));
-            }
+            find(conn, kind, &id)?;
             check_unused(conn, kind)?;
             forget(conn, &kind.to_string())
         })
